@@ -14,7 +14,7 @@ help:
 	@echo "make vllm-seams  the sources of another release of vLLM (WHEEL=...) against the plugin's seams"
 	@echo "make test-vllm-next  that release's Python on the CPU build, under the plugin's tests"
 	@echo "make test-gpu   what can be said on one GPU, in under twelve minutes (docs/gpu.md)"
-	@echo "make conformance  real clients (OpenAI's, Anthropic's, LangChain ...) through the proxy"
+	@echo "make conformance  real clients (OpenAI's, Anthropic's, LangChain ...) through the proxy, to a server, and both"
 	@echo "make lint       ruff, mypy --strict, import contracts, stale docs, the site"
 	@echo "make bench      tokens per second, guarded beside bare"
 	@echo "make docs       write the pages of docs/ that are made from the program"
@@ -97,6 +97,7 @@ $(CLIENTS)/ready: $(wildcard $(DRIVERS)/*.txt) $(DRIVERS)/node/package.json
 	touch $(CLIENTS)/ready
 
 conformance: .venv/ready $(CLIENTS)/ready
+	$(BIN)/guard models add smollm2
 	$(BIN)/python -m tests.conformance $(ARGS)
 
 lint: .venv/ready

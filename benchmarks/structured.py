@@ -44,7 +44,7 @@ from guard.config.schema import load_config
 from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
 from guard.models.chat import TransformersChat
 from server.services.build import build_services
-from server.services.interface import FinishedText, SamplingParams, TextRowRequest
+from server.services.interface import FinishedText, SamplingParams, TextDelta, TextRowRequest
 from server.services.text import BatchedTextService
 from steering.constraint import Constraint
 from steering.engines.transformers.engine import RowStart, TransformersEngine
@@ -193,7 +193,8 @@ async def ask(
             async for event in events:
                 if isinstance(event, FinishedText):
                     return said, event
-                said += event.text
+                if isinstance(event, TextDelta):
+                    said += event.text
         raise RuntimeError("a row ended without its last event")
 
     return await asyncio.gather(*(one(i, *question) for i, question in enumerate(questions)))

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from guard import __version__
@@ -17,11 +17,11 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from server.edge.http_edge import edged
 from server.edge.paths import KnownPaths
+from server.endpoints.documentation import documentation_router
 from server.endpoints.gateway import Gateway
 from server.endpoints.images import images_router
 from server.endpoints.listings import listings_router
 from server.endpoints.moderations import moderations_router
-from server.endpoints.openapi import describe_bodies
 from server.endpoints.probes import probes_router
 from server.endpoints.text.chat import chat_router
 from server.endpoints.text.completions import completions_router
@@ -30,6 +30,7 @@ from server.endpoints.text.responses import responses_router
 from server.errors import install_error_handlers
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
+from server.openapi.document import document_of
 from server.screening.middleware import ScreenMiddleware, Screens
 from server.services.interface import Service
 
@@ -77,8 +78,7 @@ def create_app(
         title="inference-guard",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from other hosts
-        redoc_url=None,
+        openapi_url=None,  # handlers read bodies and write answers themselves
         redirect_slashes=False,
     )
     routers = [
@@ -108,19 +108,21 @@ def create_app(
         from server.erasures.endpoints import erasures_router
 
         routers.append(erasures_router(config, erasures))
+    document = document_of(
+        _routes(routers), title=app.title, version=__version__, keyed=keys is not None
+    )
+    routers.append(documentation_router(document))
     for router in routers:
         app.include_router(router)
-    paths = KnownPaths(
-        (route.path, route.methods or ())
-        for router in routers
-        for route in router.routes
-        if isinstance(route, APIRoute)
-    )
+    paths = KnownPaths((route.path, route.methods or ()) for route in _routes(routers))
     app.add_middleware(ExchangeMiddleware, metrics=metrics)
     app.add_middleware(edged, paths=paths, settings=config.server)  # the outermost
     install_error_handlers(app, paths)
-    describe_bodies(app)
     return app
+
+
+def _routes(routers: Sequence[APIRouter]) -> list[APIRoute]:
+    return [r for router in routers for r in router.routes if isinstance(r, APIRoute)]
 
 
 def close_services(services: Mapping[str, Service]) -> None:

@@ -62,6 +62,18 @@ class UnsupportedParameter(RequestError):
     code = "unsupported_parameter"
 
 
+class NoTools(RequestError):
+    """A request has tools, or their results, for a model that knows none."""
+
+    code = "tools_not_supported"
+
+
+class UnknownResponse(RequestError):
+    """The response that a request is to go on from is not kept here, or not for this request."""
+
+    code = "previous_response_not_found"
+
+
 class TooComplex(RequestError):
     """The form that the answer must have is beyond what a step of the engine may cost."""
 

@@ -21,12 +21,12 @@ from guard.errors import ArtifactError, ModelError
 from guard.models.recipes import RECIPES
 from guard.models.sources import added_model, resolve_source
 from guard.plans.image_screens import encoder_card
+from guard.plans.text_encoders import encoder_for
 from steering.methods import SCREENS, method_named
 from steering.methods.fitted import FittedGuard
 
 _DEPTH, _WIDTH = ("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd")
 _MAX_WEIGHTS_BYTES = 4 * 2**30
-_ENCODER = "minilm"
 
 
 @dataclass
@@ -50,10 +50,11 @@ def findings(config: Config) -> Findings:
     folders = {m.name: _folder(i, m, found) for i, m in enumerate(config.models)}
     _compare(config, artifacts, folders, found)
     kinds: dict[str, Kind | None] = {name: kind_of(each.meta) for name, each in artifacts.items()}
-    if "text" in kinds.values() and added_model(_ENCODER) is None:
+    heads = [artifacts[name] for name, kind in kinds.items() if kind == "text"]
+    if heads and added_model(encoder := encoder_for(heads)) is None:
         found.warnings.append(
-            f"screens that are classifiers need the model {_ENCODER!r}, which is not there yet: "
-            f"run `guard models add {_ENCODER}`"
+            f"screens that are classifiers need the model {encoder!r}, which is not there yet: "
+            f"run `guard models add {encoder}`"
         )
     _images(config, artifacts, found)
     kinds |= {entry.name: "text" for entry in config.patterns}

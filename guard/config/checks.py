@@ -171,7 +171,7 @@ def _empty(name: str, policy: Mapping[str, Any], *, delegates: bool) -> Iterator
 
 
 _KEYS: Mapping[Kind, tuple[str, ...]] = {
-    "language": ("max_context",),
+    "language": ("max_context", "tool_parser"),
     "images": ("steps", "guidance_scale", "max_steps"),
 }
 

@@ -73,8 +73,10 @@ class ServerConfig(Section):
     After each silence of `keep_alive_s` a stream of events gets a comment. `max_images` is the most
     that one request generates, `max_input_images` that it shows to a model. `embeddings` lets
     requests of no key contain embeddings. `verdict` is how much of it clients are told, unless
-    their key says otherwise. `admin_hash` is the SHA-256 of the key for live changes. With CUDA
-    graphs vLLM has room for `guard_room` guards at once, 0 for twice as many as at its start.
+    their key says otherwise. `response_store` is the most responses of `/v1/responses` that are
+    kept in memory, so that requests may go on from them. `admin_hash` is the SHA-256 of the key for
+    live changes. With CUDA graphs vLLM has room for `guard_room` guards at once, 0 for twice as
+    many as at its start.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -89,6 +91,7 @@ class ServerConfig(Section):
         default=10, ge=1, le=1000, validation_alias=AliasChoices("max_images", "max_pictures")
     )
     max_input_images: int = Field(default=16, ge=0, le=1000)
+    response_store: int = Field(default=0, ge=0, le=100_000)
     embeddings: bool = False
     verdict: VerdictDetail = "full"
     audit_log: FilePath | None = None
@@ -105,6 +108,8 @@ class ModelConfig(Section):
     `default_policy` overrides the server's. `max_context` is for language models; None is the
     model's limit. `steps` and `guidance_scale` are the defaults of requests for images (None: those
     of the pipeline), `max_steps` their limit. `engine_options` are arguments of vLLM's engine.
+    `tool_parser` names the form in which a language model calls tools; None finds it in the chat
+    template.
     """
 
     name: Name
@@ -118,6 +123,7 @@ class ModelConfig(Section):
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
     max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000)
     engine_options: dict[str, bool | int | float | str] = {}
+    tool_parser: Literal["hermes", "llama3", "mistral", "json"] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -166,7 +172,8 @@ class ScreenConfig(Section):
     `restore`: redacted values are restored in the answer. `unscreened` content passes unread: paths
     ("/v1/files*"), or "images", "audio", "files", "tokens", "templates". `upstream` and `model` are
     for the action "route", `upstream_policy` for "policy". `ocr`: the policy's screens of text read
-    the text in images too.
+    the text in images too. `first_stage` False: the encoder reads every text, also those that a
+    screen's first stage would clear.
     """
 
     look: Places | None = None
@@ -182,6 +189,7 @@ class ScreenConfig(Section):
     model: str | None = Field(default=None, min_length=1)
     upstream_policy: Name | None = None
     ocr: bool = False
+    first_stage: bool = True
 
     @field_validator("unscreened")
     @classmethod

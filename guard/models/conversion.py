@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,16 @@ def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) ->
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), "utf-8")
     for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
         shutil.copy(minilm / name, tokenizer / name)
+
+
+def convert_e5(folder: Path, target: Path, *, file: str, name: str) -> None:
+    """Write Multilingual E5 for the screens of text, in int8."""
+    from classifiers.text.encoder.conversion import convert
+    from classifiers.text.encoder.e5_file import unpack
+
+    with tempfile.TemporaryDirectory() as unpacked:
+        unpack(folder / file, Path(unpacked))
+        convert(Path(unpacked), target, name=name, precision="int8", prefix="query:")
 
 
 def convert_open_nsfw(folder: Path, target: Path) -> None:

@@ -14,9 +14,17 @@ from server.edge.keep_alive import kept_alive
 from server.edge.paths import KnownPaths
 from server.wire.body import ORIGINS
 
+_COUNTS = ("Limit", "Remaining", "Reset")
 EXPOSED = (
-    *("X-Guard-Policy", "X-Guard-Verdict", "X-Request-Id", "Retry-After"),
-    *("Request-Id", "Mcp-Session-Id"),
+    *("X-Guard-Policy", "X-Guard-Verdict", "X-Request-Id", "Request-Id", "Mcp-Session-Id"),
+    *("Retry-After", "Retry-After-Ms", "X-Should-Retry", "Allow"),
+    # of upstreams: OpenAI's and Anthropic's
+    *(f"X-Ratelimit-{count}-{what}" for count in _COUNTS for what in ("Requests", "Tokens")),
+    *(
+        f"Anthropic-Ratelimit-{what}-{count}"
+        for what in ("Requests", "Tokens", "Input-Tokens", "Output-Tokens")
+        for count in _COUNTS
+    ),
 )
 """Headers of answers that pages of other origins may read."""
 

@@ -29,6 +29,8 @@ from server.services.interface import (
     TextService,
 )
 from server.services.text_jobs import TextJob, Usage, collect, until_disconnect
+from server.services.tools.offered import OfferedTools
+from server.services.tools.row_calls import RowCalls
 from server.wire.body import read_object
 from server.wire.replies import JSONReply
 from server.wire.schemas.base import ModelRequest, RowSettings, parse_request
@@ -167,17 +169,22 @@ class Gateway:
         admission: Admission[Any, TextService],
         prompts: Sequence[Prompt],
         settings: RowSettings,
+        tools: OfferedTools | None = None,
     ) -> TextJob:
-        """A job of `settings.n` rows for each prompt.
+        """A job of `settings.n` rows for each prompt; `tools` are those that its answers may call.
 
         Raises RequestError for an empty prompt and for more rows or tokens than the server allows.
         """
         limits = self.config.server
+        form = admission.service.info.tools if tools else None
+        constraint = settings.constraint
+        if form and tools:
+            constraint = tools.constraint(form.family, constraint)
         if not all(prompts):
             raise InvalidParameter("The prompt is empty.", param="prompt")
         self.check_rows(len(prompts), settings.n)
         most, name = settings.max_tokens, settings.max_tokens_at
-        if most is not None and most > limits.max_tokens_limit:
+        if most is not None and most > limits.max_tokens_limit and not settings.lowered:
             raise InvalidParameter(
                 f"'{name}' is {most}; this server gives at most {limits.max_tokens_limit}.",
                 param=name,
@@ -185,15 +192,17 @@ class Gateway:
         rows = []
         for prompt in prompts:
             room = max(1, admission.service.info.max_context - len(prompt))
+            possible = min(limits.max_tokens_limit, room)
+            wanted = most or possible
             sampling = SamplingParams(
-                max_tokens=most or min(limits.max_tokens_limit, room),
+                max_tokens=min(wanted, possible) if settings.lowered else wanted,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 seed=settings.seed,
                 stop=settings.stop,
                 top_logprobs=settings.top_logprobs,
                 options=settings.options,
-                constraint=settings.constraint,
+                constraint=constraint,
             )
             rows += [(prompt, _nth_choice(sampling, choice)) for choice in range(settings.n)]
         single = len(rows) == 1
@@ -205,10 +214,12 @@ class Gateway:
                 sampling=sampling,
                 tenant=admission.tenant,
                 record_id=admission.record_id,
+                shown=form.shown if form else {},
             )
             for index, (prompt, sampling) in enumerate(rows)
         ]
-        return TextJob(admission.service, requests, settings.n, admission.deadline)
+        calls_of = partial(RowCalls, form.family, tools) if form and tools else None
+        return TextJob(admission.service, requests, settings.n, admission.deadline, calls_of)
 
     async def answer(
         self,

@@ -18,9 +18,9 @@ from guard.config.checks import NO_POLICY
 from guard.verdict import gravest
 from server.auth import require_embeddings
 from server.endpoints.gateway import Admission, Gateway
-from server.endpoints.openapi import body_of
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.observe.exchange import exchange_of
+from server.openapi.operation import ASKING, JSON, Operation
 from server.services.image_jobs import ImageJob
 from server.services.interface import (
     GeneratedImage,
@@ -34,23 +34,27 @@ from server.wire.embeddings import Vectors, read_vectors
 from server.wire.forms import read_object_or_form
 from server.wire.image_files import encode_image, encode_mask
 from server.wire.replies import JSONReply
+from server.wire.schemas.answers.images import Images
 from server.wire.schemas.images import SEED_LIMIT, EditRequest, ImageRequest
 from server.wire.uploads import decode_upload
 
-_EDIT_MEDIA = ("multipart/form-data", "application/json")
+_GENERATION = Operation(body=ImageRequest, answers={JSON: Images}, errors=ASKING, guarded=True)
+_EDIT = replace(_GENERATION, body=EditRequest, media=("multipart/form-data", JSON))
 
 
 def images_router(gateway: Gateway) -> APIRouter:
     """The routes that generate and edit images."""
     router = APIRouter()
 
-    @router.post("/v1/images/generations", openapi_extra=body_of(ImageRequest))
+    @router.post("/v1/images/generations", openapi_extra=_GENERATION.as_extra())
     async def create_image(request: Request) -> Response:
+        """Generate images from a prompt."""
         admission = await gateway.admit(request, ImageRequest, gateway.image_service)
         return await _answer(gateway, request, admission, _requests(gateway, admission))
 
-    @router.post("/v1/images/edits", openapi_extra=body_of(EditRequest, _EDIT_MEDIA))
+    @router.post("/v1/images/edits", openapi_extra=_EDIT.as_extra())
     async def edit_image(request: Request) -> Response:
+        """Generate images from a prompt and an image, from a form or from JSON."""
         admission = await gateway.admit(
             request, EditRequest, gateway.image_service, partial(read_object_or_form, EditRequest)
         )

@@ -12,8 +12,14 @@ from guard.config.checks import NO_POLICY
 from guard.config.schema import Config
 from server.auth import allowed_policies, default_policy
 from server.endpoints.gateway import Gateway
+from server.openapi.operation import JSON, LISTING, Operation
 from server.services.interface import LanguageModelInfo, ModelInfo
 from server.wire.replies import JSONReply
+from server.wire.schemas.answers.listings import ModelList, PolicyList, ServedModel
+
+_MODELS = Operation(answers={JSON: ModelList}, errors=LISTING)
+_MODEL = Operation(answers={JSON: ServedModel}, errors=LISTING | {404})
+_POLICIES = Operation(answers={JSON: PolicyList}, errors=LISTING)
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:
@@ -35,18 +41,20 @@ def listings_router(gateway: Gateway, current: Callable[[], Config]) -> APIRoute
     """
     router = APIRouter()
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", openapi_extra=_MODELS.as_extra())
     async def list_models(request: Request) -> Response:
+        """The served models."""
         gateway.authenticate(request)
         models = [_model(service.info) for service in gateway.services.values()]
         return JSONReply({"object": "list", "data": models})
 
-    @router.get("/v1/models/{model:path}")
+    @router.get("/v1/models/{model:path}", openapi_extra=_MODEL.as_extra())
     async def retrieve_model(request: Request, model: str) -> Response:
+        """One served model."""
         gateway.authenticate(request)
         return JSONReply(_model(gateway.service(model).info))
 
-    @router.get("/guard/v1/policies")
+    @router.get("/guard/v1/policies", openapi_extra=_POLICIES.as_extra())
     async def list_policies(request: Request) -> Response:
         """The policies that the caller may name, and the default of each model."""
         key = gateway.authenticate(request)

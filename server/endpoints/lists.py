@@ -12,9 +12,13 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config, KeyConfig
 from guard.plans.language import LanguagePlans
 from server.auth import authenticate
+from server.openapi.operation import JSON, LISTING, Operation
 from server.services.interface import Service
 from server.services.text import BatchedTextService
 from server.wire.replies import JSONReply
+from server.wire.schemas.answers.listings import ReloadedLists
+
+_OPERATION = Operation(answers={JSON: ReloadedLists}, errors=LISTING | {503}, admin=True)
 
 
 def lists_router(
@@ -41,9 +45,9 @@ def lists_router(
         service.use(plans).result()
         return plans.lists
 
-    @router.post("/reload")
+    @router.post("/reload", openapi_extra=_OPERATION.as_extra())
     async def reload_lists(request: Request) -> Response:
-        """How many names each list has now, by model."""
+        """Read the suppression lists again; how many names each has now, by model."""
         authenticate(ring, request.headers)
         async with changing:
             found = {

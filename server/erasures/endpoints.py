@@ -3,25 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
+from guard.certificate import Certificate
 from guard.config.keys import KeyRing
 from guard.config.schema import Config, KeyConfig
 from server.auth import authenticate
-from server.endpoints.openapi import body_of
 from server.erasures.bodies import asked_in, erasure_object
 from server.erasures.events import ProgressStream
 from server.erasures.page import as_page
 from server.erasures.service import Erasures
 from server.errors import InvalidParameter
+from server.openapi.operation import JSON, LISTING, READING, Operation, Query
 from server.wire.body import read_object
 from server.wire.replies import JSONReply
+from server.wire.schemas.answers.erasures import Erasure, ErasureEvent, ErasureList
 from server.wire.schemas.base import parse_request
 from server.wire.schemas.erasures import ErasureRequest, StateRequest
 
 PAGE, MOST_OF_PAGE = 20, 100
+_READ = Operation(answers={JSON: Erasure}, errors=LISTING | {404}, admin=True)
+_CHANGE = replace(_READ, errors=_READ.errors | {409, 503})
+_MOVE = replace(_CHANGE, body=StateRequest, errors=_CHANGE.errors | READING)
+_CREATE = replace(_MOVE, body=ErasureRequest, status=202)
+_PROGRESS = replace(_READ, answers={}, events=(ErasureEvent,))
+_LIST = Operation(
+    answers={JSON: ErasureList},
+    queries=(
+        Query(
+            name="limit",
+            schema={"type": "integer", "minimum": 1, "maximum": MOST_OF_PAGE, "default": PAGE},
+            description="How many.",
+        ),
+        Query(name="after", schema={"type": "string"}, description="An id: those behind it."),
+    ),
+    errors=LISTING | {400, 404},
+    admin=True,
+)
+_CERTIFICATE = Operation(
+    answers={JSON: Certificate, "text/html": str},
+    queries=(
+        Query(
+            name="format",
+            schema={"enum": ["json", "html"]},
+            description="JSON or a page, in place of what the header Accept says.",
+        ),
+    ),
+    errors=LISTING | {400, 404},
+    admin=True,
+)
 _NOTHING_LOADED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -32,8 +65,9 @@ def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
     ring = KeyRing([KeyConfig(hash=config.server.admin_hash, tenant="admin")])
     limits = config.server
 
-    @router.post("", openapi_extra=body_of(ErasureRequest))
+    @router.post("", openapi_extra=_CREATE.as_extra())
     async def create_erasure(request: Request) -> Response:
+        """Ask for an erasure, which is fitted in the background."""
         authenticate(ring, request.headers)
         raw = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
         body = parse_request(ErasureRequest, raw)
@@ -41,7 +75,7 @@ def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
         record = await erasures.create(asked, body.documents)
         return JSONReply(erasure_object(record, erasures), status_code=202)
 
-    @router.get("")
+    @router.get("", openapi_extra=_LIST.as_extra())
     async def list_erasures(request: Request) -> Response:
         """The newest first; `after` is the id of the last one of the page before."""
         authenticate(ring, request.headers)
@@ -59,18 +93,21 @@ def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
             }
         )
 
-    @router.get("/{erasure}")
+    @router.get("/{erasure}", openapi_extra=_READ.as_extra())
     async def retrieve_erasure(request: Request, erasure: str) -> Response:
+        """One erasure."""
         authenticate(ring, request.headers)
         return JSONReply(erasure_object(erasures.get(erasure), erasures))
 
-    @router.get("/{erasure}/events")
+    @router.get("/{erasure}/events", openapi_extra=_PROGRESS.as_extra())
     async def stream_progress(request: Request, erasure: str) -> Response:
+        """Events of an erasure, until it is in a final state."""
         authenticate(ring, request.headers)
         return ProgressStream(erasures, erasures.get(erasure).id)
 
-    @router.post("/{erasure}/state", openapi_extra=body_of(StateRequest))
+    @router.post("/{erasure}/state", openapi_extra=_MOVE.as_extra())
     async def change_state(request: Request, erasure: str) -> Response:
+        """Move an erasure between shadow and in force."""
         authenticate(ring, request.headers)
         raw = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
         body = parse_request(StateRequest, raw)
@@ -78,15 +115,19 @@ def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
         record = await asyncio.shield(erasures.enter(erasure, body.state))
         return JSONReply(erasure_object(record, erasures))
 
-    @router.delete("/{erasure}")
+    @router.delete("/{erasure}", openapi_extra=_CHANGE.as_extra())
     async def withdraw_erasure(request: Request, erasure: str) -> Response:
+        """Take the guards of an erasure out of all policies, or end its fit."""
         authenticate(ring, request.headers)
         record = await asyncio.shield(erasures.withdraw(erasure))
         return JSONReply(erasure_object(record, erasures))
 
-    @router.get("/{erasure}/certificate")
+    @router.get("/{erasure}/certificate", openapi_extra=_CERTIFICATE.as_extra())
     async def retrieve_certificate(request: Request, erasure: str) -> Response:
-        """JSON, or a page where `format=html` or the header Accept asks for one."""
+        """The certificate of an erasure.
+
+        JSON, or a page where `format=html` or the header Accept asks for one.
+        """
         authenticate(ring, request.headers)
         wanted = request.query_params.get("format")
         if wanted not in {None, "json", "html"}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -32,12 +33,17 @@ _OF_FITS = ("jinja2", "matplotlib", "scipy", "sklearn")
 
 
 def run_server(
-    config: Config, listener: socket.socket, announce: Callable[[list[str]], None]
+    config: Config,
+    listener: socket.socket,
+    announce: Callable[[list[str]], None],
+    *,
+    stop: threading.Event | None = None,
 ) -> None:
     """Build the services of `config`, serve them on `listener` until a signal, close everything.
 
     SIGHUP reopens the audit log, so that it can be rotated. `announce` is called with the models'
-    names once requests are accepted.
+    names once requests are accepted. `stop` ends the server as a signal does, which only a main
+    thread gets.
     """
     metrics = Metrics(config)
     path = config.server.audit_log
@@ -70,8 +76,15 @@ def run_server(
             on_hangup=partial(rotate, audit) if audit else None,
             on_stop=erasures.stop if erasures else None,
         )
+        if stop is not None:
+            threading.Thread(target=_end_on, args=(stop, server), daemon=True).start()
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+
+
+def _end_on(stop: threading.Event, server: GracefulServer) -> None:
+    stop.wait()
+    server.should_exit = True
 
 
 def _erasures(
@@ -96,4 +109,4 @@ def _screens(config: Config, recorder: Recorder) -> Screens | None:
     plans = TextPlans(config)
     if not (plans.active or plans.screens):
         return None
-    return Screens(plans, Screener(plans.encoder, plans.heads, plans.images), recorder)
+    return Screens(plans, Screener(plans.cascade, plans.images), recorder)

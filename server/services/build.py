@@ -15,6 +15,7 @@ from server.services.constraints import ConstraintCompiler
 from server.services.interface import AnyRequest, LanguageModelInfo, Service
 from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.services.text import BatchedTextService
+from server.services.tools.template import tool_format
 from steering.engines.transformers.engine import TransformersEngine
 from steering.engines.transformers.loading import load_language_model
 
@@ -75,6 +76,7 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
     ends = end_tokens(model.generation_config.eos_token_id, tokenizer)
     vocabulary = model.get_input_embeddings().num_embeddings
     context = context_length(model.config.get_text_config(), settings.max_context)
+    tools = tool_format(tokenizer, settings.tool_parser)
     return BatchedTextService(
         LanguageModelInfo(
             name=settings.name,
@@ -83,12 +85,14 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
             max_context=context,
             policies=plans.usable,
             sees=vision is not None,
+            tools=tools,
         ),
         PromptEncoder(
             tokenizer,
             vocabulary=vocabulary,
             max_context=context,
             vision=vision,
+            tools=tools,
         ),
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch, vision=vision),
         plans,

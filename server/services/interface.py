@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.verdict import Verdict
+from server.services.tools.offered import OfferedTools
+from server.services.tools.parser import CallDelta, CallEnd
+from server.services.tools.template import ToolFormat
 from steering.constraint import Constraint
 from steering.images.textual_inversion import EmbeddingLimits
 from steering.prompt import Prompt
 
-FinishReason = Literal["stop", "length", "content_filter"]
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class TextRowRequest:
     """One row of a batch of text: a prompt and the policy that it runs under.
 
     `record_id` is the id under which the recorder holds the row's verdict until text screens have
-    read its answer; "" where none do.
+    read its answer; "" where none do. `shown`: special tokens, by id, that are text in the answer.
     """
 
     request_id: str
@@ -68,6 +71,7 @@ class TextRowRequest:
     sampling: SamplingParams
     tenant: str = ""
     record_id: str = ""
+    shown: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,13 +172,19 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModelInfo(ModelInfo):
-    """`sees`: the messages of a chat may have images."""
+    """`sees`: the messages of a chat may have images. `tools`: how the model is told of tools and
+    calls them; None where it knows none."""
 
     max_context: int
     sees: bool = False
+    tools: ToolFormat | None = None
 
     def facts(self) -> Mapping[str, Any]:
-        return {"engine": self.engine, "max_context": self.max_context}
+        return {
+            "engine": self.engine,
+            "max_context": self.max_context,
+            "tools": None if self.tools is None else self.tools.family.name,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +223,7 @@ class ImageModelInfo(ModelInfo):
         }
 
 
-Event = TextDelta | FinishedText
+Event = TextDelta | CallDelta | CallEnd | FinishedText
 
 
 class RowEvents(Protocol):
@@ -276,12 +286,20 @@ class TextService(Service, Protocol):
     @property
     def info(self) -> LanguageModelInfo: ...
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool = False) -> Prompt:
-        """The prompt of `messages` in the model's own chat template, generation prompt added;
-        `by_turn` marks where the last turn of the user begins, for guards that decide on it alone.
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
+    ) -> Prompt:
+        """The prompt of `messages` in the model's own chat template, generation prompt added, and
+        behind it what the choice of `tools` has an answer begin with; `by_turn` marks where the
+        last turn of the user begins, for guards that decide on it alone.
 
         The `content` of a message is a text, or, where the model sees, a list of parts:
-        `{"type": "text", "text": str}` and `{"type": "image", "image": uint8 [H, W, 3]}`. Raises
+        `{"type": "text", "text": str}` and `{"type": "image", "image": uint8 [H, W, 3]}`. Calls of
+        tools, and what came of them, are as in OpenAI's chats, with arguments as objects. Raises
         RequestError where the template or the model does not take them.
         """
 

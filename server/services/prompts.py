@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from guard.errors import ContextExceeded, RequestError
+from server.errors import NoTools
 from server.services.interface import SamplingOptions
+from server.services.tools.offered import OfferedTools
+from server.services.tools.template import ToolFormat
 from steering.engines.transformers.tokens import PromptTokenizer
 from steering.prompt import Prompt
 
@@ -28,7 +31,8 @@ class PromptEncoder:
 
     `tokenizer` is a fast one of transformers, `vocabulary` the number of token ids that the model
     has, `max_context` the most tokens of prompt and answer together, `vision` the family of a model
-    that takes images in the messages of a chat.
+    that takes images in the messages of a chat, `tools` how it is told of tools, None where it
+    knows none.
     """
 
     def __init__(
@@ -38,17 +42,31 @@ class PromptEncoder:
         vocabulary: int,
         max_context: int,
         vision: VisionFamily | None = None,
+        tools: ToolFormat | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self._tools = tools
         self._vocabulary, self._max_context = vocabulary, max_context
         self._placeholder = None if vision is None else vision.image_token
         self._prompts = _prompts_of(tokenizer, vision)
         self._prompts.prepare()
 
-    def chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool = False) -> Prompt:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
+    ) -> Prompt:
         """See `TextService.encode_chat`."""
+        definitions: Sequence[Mapping[str, Any]] = tools.definitions if tools else ()
+        beginning = ""
+        if definitions or any(message.keys() & _OF_TOOLS for message in messages):
+            form = _require_tools(self._tools, "tools" if definitions else "messages")
+            messages, definitions = form.for_template(messages, definitions)
+            beginning = tools.beginning(form.family) if tools else ""
         try:
-            return self._prompts.chat(messages, by_turn=by_turn)
+            return self._prompts.chat(messages, definitions, beginning, by_turn=by_turn)
         except Exception as error:  # templates are programs: they raise what they like
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             subject = "the model's chat template" if self._placeholder is None else "this model"
@@ -108,12 +126,36 @@ class PromptEncoder:
             )
 
 
+_OF_TOOLS = frozenset({"tool_calls", "tool_call_id"})
+"""Members of messages that a template without tools leaves out."""
+
+
+def _require_tools(form: ToolFormat | None, param: str) -> ToolFormat:
+    """Raises NoTools."""
+    if form is None:
+        raise NoTools(
+            "the chat template of this model knows no tools: ask another model (in /v1/models "
+            "those that know tools have the name of their parser as 'guard.tools'), or have the "
+            "operator set 'tool_parser = \"json\"' for this one, which tells it of tools in its "
+            "system prompt",
+            param=param,
+        )
+    return form
+
+
 class _Prompts(Protocol):
     """Prompts of one model: of text alone, or with images."""
 
     def prepare(self) -> None: ...
 
-    def chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool) -> Prompt: ...
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        beginning: str = "",
+        *,
+        by_turn: bool = False,
+    ) -> Prompt: ...
 
     def text(self, text: str) -> Prompt: ...
 
@@ -127,9 +169,17 @@ class _TextPrompts:
     def prepare(self) -> None:
         self._tokens.prepare()
 
-    def chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool) -> Prompt:
-        turn = self._tokens.before_turn(messages) if by_turn else 0
-        return Prompt(tuple(self._tokens.chat(messages)), turn=turn)
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        beginning: str = "",
+        *,
+        by_turn: bool = False,
+    ) -> Prompt:
+        turn = self._tokens.before_turn(messages, tools=tools) if by_turn else 0
+        tokens = self._tokens.chat(messages, tools=tools, beginning=beginning)
+        return Prompt(tuple(tokens), turn=turn)
 
     def text(self, text: str) -> Prompt:
         return Prompt(tuple(self._tokens.text(text)))

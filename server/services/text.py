@@ -24,6 +24,7 @@ from server.services.interface import LanguageModelInfo, RowEvents, TextRowReque
 from server.services.loop import EngineLoop, engine_failed, guard_failed
 from server.services.prompts import PromptEncoder
 from server.services.text_rows import TextRow, TokenText
+from server.services.tools.offered import OfferedTools
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.rewinding import HeldAnswer, Sentences, step_of
 from steering.engines.transformers.sampling import RowSampling
@@ -74,8 +75,14 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     # -- called from the event loop -------------------------------------------------------------
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool = False) -> Prompt:
-        return self._encoder.chat(messages, by_turn=by_turn)
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
+    ) -> Prompt:
+        return self._encoder.chat(messages, tools, by_turn=by_turn)
 
     def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)
@@ -126,7 +133,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
     def _row(
         self, request: TextRowRequest, plan: LanguagePlan, loop: asyncio.AbstractEventLoop
     ) -> TextRow:
-        text = TokenText(self._encoder.tokenizer, request.sampling.stop)
+        text = TokenText(self._encoder.tokenizer, request.sampling.stop, request.shown)
         held = None
         if request.sampling.constraint is None:  # half a form is none
             held = HeldAnswer.under(plan, self._sentences, request.prompt)

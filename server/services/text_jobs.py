@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,10 +15,13 @@ from server.services.interface import (
     Event,
     FinishedText,
     RowEvents,
+    TextDelta,
     TextRowRequest,
     TextService,
     TokenLogprob,
 )
+from server.services.tools.parser import CallDelta
+from server.services.tools.row_calls import RowCalls
 
 T = TypeVar("T")
 
@@ -35,6 +38,8 @@ class TextJob:
     copies: int
     deadline: float
     """On the event loop's clock."""
+    calls_of: Callable[[], RowCalls] | None = None
+    """Makes the reader of calls of one row; None where the request offers no tools."""
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[tuple[int, Event]]]:
@@ -53,7 +58,10 @@ class TextJob:
                 rows = self.service.submit(self.requests)
                 merged: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
                 pumps = [asyncio.create_task(_pump(i, row, merged)) for i, row in enumerate(rows)]
-                yield _drain(merged, len(rows))
+                events = _drain(merged, len(rows))
+                if self.calls_of is not None:
+                    events = _with_calls(events, [self.calls_of() for _ in rows])
+                yield events
         except TimeoutError:
             if not timer.expired():
                 raise
@@ -88,28 +96,70 @@ async def _drain(
         yield index, event
 
 
+async def _with_calls(
+    events: AsyncIterator[tuple[int, Event]], readers: Sequence[RowCalls]
+) -> AsyncGenerator[tuple[int, Event]]:
+    async for index, event in events:
+        for read in readers[index].read(event):
+            yield index, read
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of a tool, whose `arguments` are JSON text."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
 @dataclass(slots=True)
 class CollectedText:
-    """A finished row, its events collected."""
+    """A finished row, its events collected; `calls` are those that are whole."""
 
     finished: FinishedText
     text: str = ""
     tokens: list[TokenLogprob] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+
+
+class _Collector:
+    """Collects the events of one row."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._tokens: list[TokenLogprob] = []
+        self._calls: dict[int, Call] = {}
+        self._finished: FinishedText | None = None
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, TextDelta):
+            self._texts.append(event.text)
+            self._tokens.extend(event.tokens)
+        elif isinstance(event, CallDelta):
+            if event.id is not None and event.name is not None:
+                self._calls[event.number] = Call(event.id, event.name)
+            self._calls[event.number].arguments += event.arguments
+        elif isinstance(event, FinishedText):
+            self._finished = event
+        elif event.broken is not None:
+            del self._calls[event.number]
+            self._texts.append(event.broken)
+
+    def collected(self) -> CollectedText:
+        assert self._finished is not None
+        # a filter ends the whole answer: nothing of it is to be carried out
+        calls = [] if self._finished.reason == "content_filter" else [*self._calls.values()]
+        return CollectedText(self._finished, "".join(self._texts), self._tokens, calls)
 
 
 async def collect(job: TextJob) -> list[CollectedText]:
     """All rows of `job`, in order, when the last one has finished. Raises as `TextJob.events`."""
-    texts: list[list[str]] = [[] for _ in job.requests]
-    tokens: list[list[TokenLogprob]] = [[] for _ in job.requests]
-    finished: dict[int, FinishedText] = {}
+    rows = [_Collector() for _ in job.requests]
     async with job.events() as events:
         async for index, event in events:
-            if isinstance(event, FinishedText):
-                finished[index] = event
-            else:
-                texts[index].append(event.text)
-                tokens[index].extend(event.tokens)
-    return [CollectedText(finished[i], "".join(texts[i]), tokens[i]) for i in range(len(texts))]
+            rows[index].add(event)
+    return [row.collected() for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokenizers.decoders import DecodeStream
@@ -31,18 +31,21 @@ class TokenText:
     """The text of a growing token sequence, up to a stop string.
 
     Text that may be the start of a stop string is buffered. `tokenizer` is a fast one of
-    transformers.
+    transformers, whose special tokens are left out, except those of `shown`, by id.
     """
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+    def __init__(
+        self, tokenizer: Any, stop: tuple[str, ...], shown: Mapping[int, str] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self._stop = stop
+        self._shown = shown or {}
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._buffer = ""
 
     def push(self, token: int) -> tuple[str, str | None]:
         """Add a token; returns new text that is safe to send, and the stop string that follows."""
-        self._buffer += self._decoder.step(self.tokenizer.backend_tokenizer, token) or ""
+        self._buffer += self._text_of(token)
         found = ((self._buffer.find(stop), stop) for stop in self._stop)
         if matches := [(at, stop) for at, stop in found if at >= 0]:
             first, stop = min(matches)
@@ -51,6 +54,13 @@ class TokenText:
         cut = len(self._buffer) - keep
         text, self._buffer = self._buffer[:cut], self._buffer[cut:]
         return text, None
+
+    def _text_of(self, token: int) -> str:
+        if (name := self._shown.get(token)) is not None:
+            # what the decoder has held back of a character is never completed behind such a token
+            self._decoder = DecodeStream(skip_special_tokens=True)
+            return name
+        return self._decoder.step(self.tokenizer.backend_tokenizer, token) or ""
 
     def rest(self) -> str:
         """The buffered text when the row ends."""

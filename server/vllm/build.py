@@ -19,6 +19,7 @@ from guard.models.sources import resolve_source
 from guard.verdict import Verdict
 from server.services.interface import AnyRequest, LanguageModelInfo
 from server.services.prompts import PromptEncoder, context_length, require_fast
+from server.services.tools.template import tool_format
 from server.vllm.install import install
 from server.vllm.service import VllmService
 
@@ -46,6 +47,7 @@ def vllm_service(
     require_fast(tokenizer)
     model_config = AutoConfig.from_pretrained(source)
     context = context_length(model_config, settings.max_context)
+    tools = tool_format(tokenizer, settings.tool_parser)
     engine = AsyncLLM.from_engine_args(_arguments(config, settings, source, context))
     entries = engine.input_processor.guard.entries
     generation_config = engine.model_config.try_get_generation_config()
@@ -58,8 +60,9 @@ def vllm_service(
             created=int(time.time()),
             max_context=room,
             policies=tuple(name for name, entry in entries.items() if not entry.plan.refuses),
+            tools=tools,
         ),
-        PromptEncoder(tokenizer, vocabulary=model_config.vocab_size, max_context=room),
+        PromptEncoder(tokenizer, vocabulary=model_config.vocab_size, max_context=room, tools=tools),
         engine,
         end_tokens=end_tokens(generation_config.get("eos_token_id"), tokenizer),
         capacity=config.server.max_batch,

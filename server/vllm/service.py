@@ -29,6 +29,7 @@ from server.services.interface import LanguageModelInfo, RowEvents, TextRowReque
 from server.services.loop import engine_failed, guard_failed, queue_full, settle, stopped
 from server.services.prompts import PromptEncoder, require_text
 from server.services.text_rows import TextRow, TokenText
+from server.services.tools.offered import OfferedTools
 from steering.engines.transformers.engine import RowToken
 from steering.prompt import Prompt
 
@@ -59,8 +60,14 @@ class VllmService:
         """By vLLM's request id: of requests that have ended in vLLM and not yet here."""
         self._stopped = False
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool = False) -> Prompt:
-        return self._encoder.chat(messages, by_turn=by_turn)
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
+    ) -> Prompt:
+        return self._encoder.chat(messages, tools, by_turn=by_turn)
 
     def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)
@@ -117,7 +124,7 @@ class VllmService:
         require_text(request.prompt)
         self._encoder.check(request.prompt, request.sampling.max_tokens)
         self._encoder.check_options(request.sampling.options)
-        text = TokenText(self._encoder.tokenizer, request.sampling.stop)
+        text = TokenText(self._encoder.tokenizer, request.sampling.stop, request.shown)
         return TextRow(request, entry.plan, loop, text, self._cancel, end_tokens=self._end_tokens)
 
     async def _run(self, row: TextRow) -> None:

@@ -16,6 +16,7 @@ from server.errors import ClientGone, error_event, internal_error
 from server.observe.exchange import Exchange
 from server.services.interface import Event, FinishedText, TextDelta
 from server.services.text_jobs import CollectedText, TextJob, Usage, until_disconnect
+from server.services.tools.parser import CallDelta, CallEnd
 from server.wire.replies import encode
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ class Reply(Protocol):
 
     def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
         """The events for new text of row `index`."""
+
+    def call(self, index: int, event: CallDelta | CallEnd) -> Sequence[dict[str, Any]]:
+        """The events for a part of a call that row `index` makes, or for its end."""
 
     def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """The last events of row `index`, with its verdict."""
@@ -136,6 +140,9 @@ class EventStream(Response):
         if isinstance(event, TextDelta):
             if event.text or event.tokens:
                 yield from (chunk | absent for chunk in self.reply.delta(index, event))
+            return
+        if isinstance(event, CallDelta | CallEnd):
+            yield from (chunk | absent for chunk in self.reply.call(index, event))
             return
         yield from (chunk | absent for chunk in self.reply.finish(index, event))
         self.finished[index] = event

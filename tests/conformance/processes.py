@@ -1,8 +1,7 @@
-"""The proxy and the clients' drivers, as processes."""
+"""Servers and the clients' drivers, as processes."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import select
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.conformance.clients import Client
-from tests.conformance.upstream.stub import UPSTREAM_KEY
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "conformance"
@@ -24,30 +22,7 @@ DRIVERS = Path(__file__).parent / "drivers"
 PYTHON = BUILD / "venv" / "bin" / "python"
 NEWEST = BUILD / "newest"
 NODE = BUILD / "node"
-_ANSWER_S = 40.0
-
-KEYS = {"none": "key-without-a-policy", "private": "key-of-the-private-policy"}
-_CONFIG = """
-[[patterns]]
-name = "secrets"
-source = "secrets"
-[[patterns]]
-name = "personal-data"
-source = "personal-data"
-
-[policies.private]
-guards = ["secrets", "personal-data"]
-action = "redact"
-[policies.private.screen]
-actions = {{ secrets = "block" }}
-restore = true
-
-[[upstreams]]
-name = "stub"
-url = "http://127.0.0.1:{port}/v1"
-key_env = "STUB_KEY"
-"""
-_KEY = '\n[[keys]]\nhash = "sha256:{digest}"\ntenant = "{policy}"\ndefault_policy = "{policy}"\n'
+_ANSWER_S = 120.0
 
 
 class DriverFailed(Exception):
@@ -55,8 +30,8 @@ class DriverFailed(Exception):
 
 
 @dataclass
-class Proxy:
-    """A running `guard proxy`, and what it has logged."""
+class Running:
+    """A running `guard serve` or `guard proxy`, and what it has logged."""
 
     url: str
     log: Path
@@ -68,30 +43,27 @@ class Proxy:
 
 
 @contextmanager
-def proxy_before(port: int) -> Iterator[Proxy]:
-    """`guard proxy` before an upstream on this port, with a key for each policy."""
-    text = _CONFIG.format(port=port)
-    for policy, key in KEYS.items():
-        text += _KEY.format(digest=hashlib.sha256(key.encode()).hexdigest(), policy=policy)
-    BUILD.mkdir(parents=True, exist_ok=True)
-    config, log = BUILD / "config.toml", BUILD / "proxy.log"
-    config.write_text(text)
-    command = [sys.executable, "-m", "guard", "proxy", "--port", "0", "--json"]
+def running(command: str, config: str, **environment: str) -> Iterator[Running]:
+    """`guard COMMAND` under a configuration, on a free port; its files are in `build`."""
+    folder = BUILD / command
+    folder.mkdir(parents=True, exist_ok=True)
+    path, log = folder / "config.toml", folder / "server.log"
+    path.write_text(config)
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [*command, "--config", str(config)],
+            [sys.executable, "-m", "guard", command, "--port", "0", "--json", "-c", str(path)],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "STUB_KEY": UPSTREAM_KEY, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
         )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise DriverFailed(f"the proxy did not start: {log.read_text()}")
-        yield Proxy(json.loads(line)["url"], log)
+            raise DriverFailed(f"guard {command} did not start: {log.read_text()}")
+        yield Running(json.loads(line)["url"], log)
     finally:
         _end(process)
 

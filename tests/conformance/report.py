@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 OK, MISSING = "ok", "not offered by this client"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one feature of one client under one policy."""
+    """What came of one feature of one client, on one way and under one policy."""
 
     client: str
     version: str
+    way: str
     policy: str
     feature: str
     outcome: str
@@ -27,11 +31,11 @@ def write_json(cells: list[Cell], path: Path) -> None:
 
 
 def write_page(cells: list[Cell], path: Path) -> None:
-    """A table for each policy, then what failed."""
-    lines = ["# Clients through the proxy", ""]
-    for policy in _unique(cell.policy for cell in cells):
-        chosen = [cell for cell in cells if cell.policy == policy]
-        lines += [f"## Policy `{policy}`", "", *_table(chosen), ""]
+    """A table for each way and policy, then what failed."""
+    lines = ["# Clients", ""]
+    for way, policy in _unique((cell.way, cell.policy) for cell in cells):
+        chosen = [cell for cell in cells if (cell.way, cell.policy) == (way, policy)]
+        lines += [f"## {way.capitalize()}, policy `{policy}`", "", *_table(chosen), ""]
     lines += ["## Failures", "", *(failures(cells) or ["None."]), ""]
     path.write_text("\n".join(lines))
 
@@ -39,7 +43,7 @@ def write_page(cells: list[Cell], path: Path) -> None:
 def failures(cells: list[Cell]) -> list[str]:
     """One line for each cell that does not hold."""
     return [
-        f"- {cell.client} {cell.version}, `{cell.policy}`, {cell.feature}: "
+        f"- {cell.way}: {cell.client} {cell.version}, `{cell.policy}`, {cell.feature}: "
         + _one_line(cell.outcome)
         for cell in cells
         if not cell.holds
@@ -70,5 +74,5 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:400]
 
 
-def _unique(names: object) -> list[str]:
-    return list(dict.fromkeys(names))  # type: ignore[call-overload]
+def _unique(names: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(names))

@@ -19,6 +19,9 @@ from server.services.interface import (
     TextRowRequest,
     TokenLogprob,
 )
+from server.services.tools.hermes import HERMES
+from server.services.tools.offered import OfferedTools
+from server.services.tools.template import ToolFormat
 from steering.prompt import Prompt
 
 Record = Callable[[TextRowRequest, Verdict], None]
@@ -55,7 +58,32 @@ SCRIPTS: Mapping[str, Script] = {
     "nan": Script(score=math.nan),
     "silent": Script(words=()),
     "stopped": Script(stop="END"),
-}
+    "call": Script(
+        words=(
+            "I look. <tool", "_call>\n{", '"name": "weather", "argu', 'ments": {"city": "Pa',
+            'ris"}}\n</tool_call>',
+        )
+    ),
+    "two calls": Script(
+        words=(
+            '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>\n',
+            '<tool_call>{"name": "get_time", "arguments": {}}</tool_call>',
+        )
+    ),
+    "half a call": Script(
+        words=("<tool_call>", '{"name": "weather", "arguments": {"city": "Pa'), reason="length"
+    ),
+    "arguments": Script(words=('{"city": ', '"Paris"}')),
+    "unknown call": Script(words=('<tool_call>{"name": "delete_all", "arguments": {}}',)),
+    "cut call": Script(
+        words=(
+            '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>',
+            "<tool_call>", '{"name": "weather", "arguments": {"city": "Pa',
+        ),
+        reason="content_filter",
+        outcome="steered",
+    ),
+}  # fmt: skip
 
 
 @dataclass
@@ -64,7 +92,12 @@ class FakeService:
 
     info: LanguageModelInfo = field(
         default_factory=lambda: LanguageModelInfo(
-            name="fake", engine="fake", created=1, max_context=4096, policies=("none", "strict")
+            name="fake",
+            engine="fake",
+            created=1,
+            max_context=4096,
+            policies=("none", "strict"),
+            tools=ToolFormat(HERMES),
         )
     )
     record: Record = lambda request, verdict: None
@@ -74,10 +107,18 @@ class FakeService:
     cancelled: list[str] = field(default_factory=list)
     chats: list[list[dict[str, Any]]] = field(default_factory=list)
     """The messages of each chat."""
+    offered: list[OfferedTools | None] = field(default_factory=list)
+    """The tools of each chat."""
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool = False) -> Prompt:
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
+    ) -> Prompt:
         """The texts, a line for each, and for an image its "[height x width]"; the last line names
         the script."""
         contents = [message["content"] for message in messages]
@@ -87,6 +128,7 @@ class FakeService:
             for part in ([content] if isinstance(content, str) else content)
         ]
         self.chats.append([dict(message) for message in messages])
+        self.offered.append(tools)
         return self.encode("\n".join(lines))
 
     def encode(self, text: str) -> Prompt:

@@ -12,15 +12,25 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
-from server.endpoints.openapi import body_of
 from server.endpoints.text.answers import answer_of, message_of, refusal_of
 from server.endpoints.text.conversations import chat_prompt
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
+from server.openapi.operation import ASKING, JSON, Operation
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
-from server.services.text_jobs import CollectedText, Usage
+from server.services.text_jobs import Call, CollectedText, Usage
+from server.services.tools.parser import CallDelta, CallEnd
+from server.wire.schemas.answers.chat import ChatCompletion, ChatCompletionChunk
+from server.wire.schemas.answers.errors import OpenAIError
 from server.wire.schemas.text import ChatRequest
 
+_OPERATION = Operation(
+    body=ChatRequest,
+    answers={JSON: ChatCompletion},
+    events=(ChatCompletionChunk, OpenAIError),
+    errors=ASKING,
+    guarded=True,
+)
 LOGPROB_FLOOR = -9999.0
 """OpenAI's value for a token of probability zero: JSON has no infinity."""
 
@@ -46,7 +56,7 @@ class ChatReply:
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": text, "refusal": refusal},
+                    "message": _message(text, row.calls, refusal),
                     "logprobs": self._logprobs(tokens),
                     "finish_reason": row.finished.reason,
                     **self.exchange.guard(row.finished.verdict),
@@ -65,6 +75,17 @@ class ChatReply:
     def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
         """A chunk of new text."""
         return [self._chunk(index, {"content": delta.text}, self._logprobs(delta.tokens))]
+
+    def call(self, index: int, event: CallDelta | CallEnd) -> Sequence[dict[str, Any]]:
+        """A chunk with a part of a call."""
+        if isinstance(event, CallEnd):
+            return ()
+        function: dict[str, Any] = {"arguments": event.arguments}
+        call: dict[str, Any] = {"index": event.number, "function": function}
+        if event.id is not None:
+            call |= {"id": event.id, "type": "function"}
+            function["name"] = event.name
+        return [self._chunk(index, {"tool_calls": [call]})]
 
     def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """The last chunk of one choice, with its verdict."""
@@ -114,6 +135,20 @@ class ChatReply:
         return {"content": content, "refusal": None}
 
 
+def _message(text: str | None, calls: Sequence[Call], refusal: str | None) -> dict[str, Any]:
+    content = text or None if calls else text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": refusal}
+    called = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in calls
+    ]
+    return message | ({"tool_calls": called} if called else {})
+
+
 def _token(text: str, logprob: float) -> dict[str, Any]:
     # A token that is part of a character has no text of its own: its bytes are unknown.
     known = "\ufffd" not in text
@@ -128,12 +163,13 @@ def chat_router(gateway: Gateway) -> APIRouter:
     """The route of chat completions."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+    @router.post("/v1/chat/completions", openapi_extra=_OPERATION.as_extra())
     async def create_chat_completion(request: Request) -> Response:
+        """Answer a conversation, whole or as a stream."""
         admission = await gateway.admit(request, ChatRequest, gateway.text_service)
         body = admission.body
-        prompt = await chat_prompt(gateway, admission)
-        job = gateway.text_job(admission, [prompt], body.row_settings())
+        asked = await chat_prompt(gateway, admission)
+        job = gateway.text_job(admission, [asked.prompt], body.row_settings(), asked.tools)
         structured = job.requests[0].sampling.constraint is not None
         reply = ChatReply(body.model, body.logprobs, exchange_of(request), structured)
         return await gateway.answer(

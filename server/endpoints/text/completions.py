@@ -12,17 +12,27 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
-from server.endpoints.openapi import body_of
 from server.endpoints.text.answers import answer_of, message_of
 from server.endpoints.text.chat import LOGPROB_FLOOR
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
+from server.openapi.operation import ASKING, JSON, Operation
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
 from server.services.prompts import encoded
 from server.services.text_jobs import CollectedText, Usage
+from server.services.tools.parser import CallDelta, CallEnd
+from server.wire.schemas.answers.chat import Completion, CompletionChunk
+from server.wire.schemas.answers.errors import OpenAIError
 from server.wire.schemas.text import CompletionRequest
 from steering.prompt import Prompt
 
+_OPERATION = Operation(
+    body=CompletionRequest,
+    answers={JSON: Completion},
+    events=(CompletionChunk, OpenAIError),
+    errors=ASKING,
+    guarded=True,
+)
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
 
@@ -62,6 +72,10 @@ class CompletionReply:
     def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
         """A chunk of new text."""
         return [self._body([self._choice(index, delta.text, delta.tokens)])]
+
+    def call(self, index: int, event: CallDelta | CallEnd) -> Sequence[dict[str, Any]]:
+        """None: plain completions offer no tools."""
+        return ()
 
     def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """The last chunk of one choice, with its verdict."""
@@ -124,8 +138,9 @@ def completions_router(gateway: Gateway) -> APIRouter:
     """The route of plain completions."""
     router = APIRouter()
 
-    @router.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
+    @router.post("/v1/completions", openapi_extra=_OPERATION.as_extra())
     async def create_completion(request: Request) -> Response:
+        """Continue texts, whole or as a stream."""
         admission = await gateway.admit(request, CompletionRequest, gateway.text_service)
         body = admission.body
         gateway.check_rows(len(body.prompt), body.n)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -15,12 +16,15 @@ from server.endpoints.gateway import Admission, Gateway
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.services.interface import LanguageModelInfo, TextService
 from server.services.prompts import AT_ONCE, encoded
+from server.services.tools.offered import OfferedTools
 from server.wire.schemas.conversation import ImageUpload, Turn
 from server.wire.uploads import decode_uploads
 from steering.prompt import Prompt
 
 MESSAGE_SIZE = 64
 """Characters that the chat template adds to a message, roughly."""
+TOOL_SIZE = 512
+"""Characters of a tool's definition, roughly."""
 
 
 class Conversation(Protocol):
@@ -31,17 +35,35 @@ class Conversation(Protocol):
     def turns(self) -> list[Turn]:
         """The conversation. Raises InvalidParameter."""
 
+    def offered_tools(self) -> OfferedTools | None:
+        """The tools that answers may call, None for none. Raises InvalidParameter."""
 
-async def chat_prompt(gateway: Gateway, admission: Admission[Any, TextService]) -> Prompt:
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """The prompt of a conversation, and the tools that its answers may call."""
+
+    prompt: Prompt
+    tools: OfferedTools | None
+
+
+async def chat_prompt(
+    gateway: Gateway,
+    admission: Admission[Any, TextService],
+    turns: Sequence[Turn] | None = None,
+) -> ChatPrompt:
     """The prompt of an admitted conversation, its images decoded beside the event loop.
 
-    Raises RequestError for images that the model or the server does not take, and where the chat
-    template does not take the messages.
+    `turns` None are those of the body. Raises RequestError for images that the model or the server
+    does not take, where the chat template does not take the messages, and for tools where it knows
+    none.
     """
     body: Conversation = admission.body
-    service, turns = admission.service, body.turns()
+    service, tools = admission.service, body.offered_tools()
+    turns = body.turns() if turns is None else turns
     uploads = [image for turn in turns for image in turn.images]
     size = sum(sum(map(len, turn.texts)) + MESSAGE_SIZE for turn in turns)
+    size += TOOL_SIZE * len(tools.definitions) if tools else 0
     pixels: Sequence[NDArray[np.uint8]] = ()
     if uploads:
         _require_room(gateway, service.info, turns, uploads, body.conversation_at)
@@ -50,8 +72,8 @@ async def chat_prompt(gateway: Gateway, admission: Admission[Any, TextService]) 
         size += AT_ONCE  # image processors take their time, too
     try:
         by_turn = gateway.config.policy(admission.policy).scope == "turn"
-        encode = partial(service.encode_chat, by_turn=True) if by_turn else service.encode_chat
-        return await encoded(encode, _messages(turns, pixels), size)
+        encode = partial(service.encode_chat, tools=tools, by_turn=by_turn)
+        return ChatPrompt(await encoded(encode, _messages(turns, pixels), size), tools)
     except RequestError as error:
         if error.param == "messages":
             error.param = body.conversation_at
@@ -91,19 +113,41 @@ def _require_room(
 
 
 def _messages(turns: Sequence[Turn], pixels: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
-    """The messages of chat templates: a text, or parts where a message has images."""
+    """The messages of chat templates: a text, or parts where a message has images, and members of
+    its own for calls of tools."""
     images = iter(pixels)
+    called = {call.id: call.name for turn in turns for call in turn.calls}
     return [
-        {"role": turn.role, "content": "\n".join(turn.texts)}
-        if not turn.images
-        else {
-            "role": turn.role,
-            "content": [
-                {"type": "text", "text": part}
-                if isinstance(part, str)
-                else {"type": "image", "image": next(images)}
-                for part in turn.parts
-            ],
-        }
+        {"role": turn.role, "content": _content(turn, images)} | _of_tools(turn, called)
         for turn in turns
     ]
+
+
+def _content(turn: Turn, images: Iterator[NDArray[np.uint8]]) -> str | list[dict[str, Any]]:
+    if not turn.images:
+        return "\n".join(turn.texts)
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image", "image": next(images)}
+        for part in turn.parts
+    ]
+
+
+def _of_tools(turn: Turn, called: Mapping[str, str]) -> dict[str, Any]:
+    """Members that say whose a message is, what it calls, and which call it answers."""
+    name = turn.name or called.get(turn.call_id or "")
+    members = {
+        "name": name,
+        "tool_call_id": turn.call_id,
+        "reasoning_content": turn.reasoning,
+        "tool_calls": [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in turn.calls
+        ],
+    }
+    return {member: value for member, value in members.items() if value}

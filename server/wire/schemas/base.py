@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from server.errors import (
     InvalidParameter,
@@ -26,6 +26,18 @@ class Part(BaseModel):
 
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Parameters of the API's schema that are accepted with these default values only."""
+
+
+class ReturnedPart(Part):
+    """Base of parts that answers have: clients send them back with all members that their types
+    know, null for those that the answer did not have."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_absent(cls, part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        return {name: value for name, value in part.items() if value is not None}
 
 
 class GuardOptions(Part):
@@ -49,7 +61,9 @@ class OpenAIRequest(ModelRequest):
 class RowSettings:
     """How the rows of a request for text are sampled: `n` for each prompt.
 
-    `max_tokens` None is the most that is possible; `max_tokens_at` is its name in the body.
+    `max_tokens` None is the most that is possible; `max_tokens_at` is its name in the body. Where
+    it is `lowered`, more than is possible is the most that is: for an API whose clients cannot
+    leave it out.
     """
 
     temperature: float = 1.0
@@ -59,20 +73,22 @@ class RowSettings:
     n: int = 1
     max_tokens: int | None = None
     max_tokens_at: str = "max_tokens"
+    lowered: bool = False
     top_logprobs: int | None = None
     options: SamplingOptions = PLAIN_SAMPLING
     constraint: Constraint | None = None
 
 
 def parse_request(schema: type[S], body: dict[str, Any]) -> S:
-    """`body` as a `schema`. Null means absent, as in OpenAI's own schema.
+    """`body` as a `schema`. Null means absent, as in OpenAI's own schema, and 8.0 is 8: JSON has
+    one kind of number.
 
     Raises UnknownParameter, UnsupportedParameter, MissingParameter or InvalidParameter, with the
     parameter's name as `param`.
     """
     for name in body.keys() - schema.model_fields.keys() - schema.no_ops.keys():
         raise UnknownParameter(f"Unknown parameter: '{name[:80]}'.", param=name[:80])
-    present = {name: value for name, value in body.items() if value is not None}
+    present = {name: _integer(value) for name, value in body.items() if value is not None}
     for name, defaults in schema.no_ops.items():
         value = present.pop(name, None)
         if value is not None and not any(_same(value, default) for default in defaults):
@@ -85,12 +101,8 @@ def parse_request(schema: type[S], body: dict[str, Any]) -> S:
         raise _first_problem(error, present) from None
 
 
-def without_absent(part: Any, optional: frozenset[str]) -> Any:
-    """`part` without those `optional` members that are null or empty: clients send answers back
-    with all of them."""
-    if not isinstance(part, dict):
-        return part
-    return {k: v for k, v in part.items() if k not in optional or v not in (None, [])}
+def _integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -108,11 +120,13 @@ def _first_problem(
     if problem["type"] == "extra_forbidden":
         return UnknownParameter(f"Unknown or unsupported parameter: '{param}'.", param=param)
     if problem["type"] == "union_tag_not_found":
-        return MissingParameter(
-            f"Missing required parameter: '{param}.type'.", param=f"{param}.type"
-        )
+        place = f"{param}.{_discriminator(problem)}"
+        return MissingParameter(f"Missing required parameter: '{place}'.", param=place)
     if problem["type"] == "union_tag_invalid":
         tag, known = str(problem["ctx"]["tag"])[:80], problem["ctx"]["expected_tags"]
+        if (name := _discriminator(problem)) != "type":
+            place = f"{param}.{name}"
+            return InvalidParameter(f"Invalid '{place}': '{tag}' is none of {known}.", param=place)
         return UnsupportedParameter(
             f"'{param}' has the type '{tag}', which is not supported by this server; it takes "
             f"{known}.",
@@ -122,6 +136,11 @@ def _first_problem(
         return UnsupportedParameter(f"'{param}': {problem['msg']}.", param=param)
     reason = problem["msg"].removeprefix("Value error, ")
     return InvalidParameter(f"Invalid '{param}': {reason}.", param=param)
+
+
+def _discriminator(problem: Any) -> str:
+    """The member that says which of several kinds a value is."""
+    return str(problem["ctx"]["discriminator"]).strip("'")
 
 
 UNSUPPORTED = "unsupported"

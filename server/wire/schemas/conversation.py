@@ -1,17 +1,27 @@
-"""A conversation as all chat APIs bring it: turns of texts and of images that clients upload."""
+"""A conversation as all chat APIs bring it: turns of texts, of images that clients upload, of calls
+of tools and of what came of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 from urllib.parse import unquote
 
+from pydantic import Field
+
+from guard.errors import RequestError
 from server.errors import InvalidParameter
+from server.wire.strict_json import parse_object
 
 _DATA_URL = re.compile(r"data:([^,;]{0,127})((?:;[^,;]{0,127}){0,8}),", re.IGNORECASE)
 """RFC 2397, section 3: the media type, and the parameters with `;base64` as the last one."""
+DataUrl = Annotated[
+    str,
+    Field(json_schema_extra={"pattern": r"^\s*[Dd][Aa][Tt][Aa]:[^,]*;\s*[Bb][Aa][Ss][Ee]64\s*,"}),
+]
+"""A text that `ImageUpload.of_url` reads, and no other way to name an image."""
 _HINT = 'send a data URL with base64 ("data:image/png;base64,...")'
 _LONGEST_HEAD = 2048
 """Characters of a data URL before its comma, at most."""
@@ -60,11 +70,38 @@ class ImageUpload:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the assistant has made. `arguments` is a JSON object, or the text that a model
+    has written in place of one."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any] | str
+
+    @classmethod
+    def of_text(cls, call_id: str, name: str, arguments: str) -> ToolCall:
+        """The call with arguments as JSON text, which may be wrong: a model has written it."""
+        try:
+            value = parse_object(arguments.encode()) if arguments.strip() else {}
+        except RequestError:
+            return cls(call_id, name, arguments)
+        return cls(call_id, name, value)
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One message: its texts and images in order. `role` is that of chat templates."""
+    """One message: its texts and images in order. `role` is that of chat templates.
+
+    `calls` are of the assistant, as is `reasoning`, what it has thought before its answer. A turn
+    of the role `tool` is what came of the call `call_id`. `name` is whose message it is.
+    """
 
     role: str
     parts: tuple[str | ImageUpload, ...]
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+    name: str | None = None
+    reasoning: str | None = None
 
     @property
     def images(self) -> list[ImageUpload]:
@@ -86,11 +123,18 @@ def role_of(role: str) -> str:
 
 
 def joined(turns: Iterable[Turn]) -> list[Turn]:
-    """The turns, those of one role behind each other as one."""
+    """The turns, those of one role behind each other as one; each result of a tool by itself."""
     together: list[Turn] = []
     for turn in turns:
-        if together and together[-1].role == turn.role:
-            together[-1] = Turn(turn.role, together[-1].parts + turn.parts)
+        last = together[-1] if together else None
+        if last is not None and last.role == turn.role != "tool":
+            reasoning = "\n".join(filter(None, [last.reasoning, turn.reasoning]))
+            together[-1] = replace(
+                last,
+                parts=last.parts + turn.parts,
+                calls=last.calls + turn.calls,
+                reasoning=reasoning or None,
+            )
         else:
             together.append(turn)
     return together

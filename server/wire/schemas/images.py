@@ -11,7 +11,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
 from guard.config.schema import MAX_PROMPT_CHARS
 from server.errors import InvalidParameter, UnsupportedParameter
@@ -27,6 +34,11 @@ _DATA_URL = re.compile(r"data:image/(?:png|jpe?g|webp);base64,", re.IGNORECASE)
 
 STRENGTH = 0.8
 """The default of edits: that of diffusers' `StableDiffusionImg2ImgPipeline`."""
+
+
+# what validators of values say, said once more for the document
+_SIZES = {"pattern": f"^(auto|{_SIZE.pattern})$"}
+_PROMPT = {"pattern": r"\S", "maxLength": MAX_PROMPT_CHARS}
 
 
 def _size(text: str) -> str:
@@ -56,17 +68,19 @@ class ImageRequest(OpenAIRequest):
     }
 
     guard: ImageGuardOptions | None = None
-    prompt: str
+    prompt: Annotated[str, Field(json_schema_extra=_PROMPT)]
     n: int = Field(1, ge=1)
-    size: Annotated[str, AfterValidator(_size)] = "auto"
-    response_format: Literal["b64_json", "url"] = "b64_json"
-    output_format: str = "png"
+    size: Annotated[str, AfterValidator(_size), Field(json_schema_extra=_SIZES)] = "auto"
+    response_format: Annotated[
+        Literal["b64_json", "url"], WithJsonSchema({"const": "b64_json"})
+    ] = "b64_json"
+    output_format: Annotated[str, Field(json_schema_extra={"enum": [*FORMATS]})] = "png"
     output_compression: int | None = Field(None, ge=0, le=100)
     safety_identifier: str | None = None
     seed: int | None = Field(None, ge=0, lt=SEED_LIMIT)
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0, le=100)
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, Field(json_schema_extra={"maxLength": MAX_PROMPT_CHARS})] = ""
     embeddings: Annotated[
         Mapping[str, Numbers], PlainValidator(read_numbers, json_schema_input_type=dict[str, str])
     ] = Field({}, repr=False)
@@ -138,7 +152,11 @@ class EditRequest(ImageRequest):
         "mask": (),
     }
 
-    image: Annotated[bytes, BeforeValidator(_file, json_schema_input_type=str)]
+    image: Annotated[
+        bytes,
+        BeforeValidator(_file, json_schema_input_type=str),
+        Field(description="A file of a form, or in JSON a data URL with base64."),
+    ]
     strength: float | None = Field(None, gt=0, le=1)
     inversion: bool = False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import MaxLen, MinLen
@@ -11,9 +10,12 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from server.errors import InvalidParameter
 from server.services.interface import SamplingOptions
-from server.wire.schemas.base import OpenAIRequest, Part, RowSettings, without_absent
-from server.wire.schemas.conversation import ImageUpload, Turn, as_parts, role_of
+from server.services.tools.offered import OfferedTools
+from server.wire.schemas.base import OpenAIRequest, Part, RowSettings
+from server.wire.schemas.chat_messages import ChatTool, Message, ToolChoice, offered_tools
+from server.wire.schemas.conversation import Turn
 from server.wire.schemas.structured import StructuredFields
+from server.wire.schemas.tools import MAX_TOOLS
 
 RawPrompt = str | tuple[int, ...]
 """A text, or token ids."""
@@ -28,59 +30,12 @@ MAX_MIN_TOKENS = 2**20
 MAX_STOP_TOKENS = 128
 
 
-class ImageUrl(Part):
-    url: str
-    detail: Literal["auto", "low", "high", "original"] | None = None
-    """Accepted: how large an image is for the model is decided by the model's own processor."""
-
-
-class TextPart(Part):
-    type: Literal["text"]
-    text: str
-
-
-class ImagePart(Part):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-_ABSENT = frozenset(
-    {"name", "refusal", "annotations", "audio", "function_call", "tool_calls"},
-)
-_Content = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-
-
-class Message(Part):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        list[_Content],
-        BeforeValidator(partial(as_parts, "text"), json_schema_input_type=str | list[_Content]),
-        MinLen(1),
-    ]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_absent(cls, message: Any) -> Any:
-        return without_absent(message, _ABSENT)
-
-    def turn(self, path: str) -> Turn:
-        """The message at `path` of the body. Raises InvalidParameter."""
-        return Turn(
-            role_of(self.role),
-            tuple(
-                part.text
-                if isinstance(part, TextPart)
-                else ImageUpload.of_url(
-                    part.image_url.url, f"{path}.content[{number}].image_url.url"
-                )
-                for number, part in enumerate(self.content)
-            ),
-        )
-
-
 class StreamOptions(Part):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
+
+
+_StopString = Annotated[str, MinLen(1), MaxLen(MAX_STOP)]
 
 
 def _as_list(stop: Any) -> Any:
@@ -129,8 +84,8 @@ class TextRequest(SamplingFields, StructuredFields, OpenAIRequest):
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[
-        list[Annotated[str, MinLen(1), MaxLen(MAX_STOP)]],
-        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+        list[_StopString],
+        BeforeValidator(_as_list, json_schema_input_type=_StopString | list[_StopString]),
         MaxLen(4),
     ] = []
     n: int = Field(1, ge=1, le=16)
@@ -193,17 +148,6 @@ class ChatRequest(TextRequest):
         "functions": ([],),
         "modalities": (["text"],),
         "moderation": (),
-        "parallel_tool_calls": (True,),
-        "prediction": (),
-        "prompt_cache_key": (),
-        "prompt_cache_options": (),
-        "prompt_cache_retention": (),
-        "reasoning_effort": (),
-        "service_tier": ("auto", "default"),
-        "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
-        "verbosity": ("medium",),
         "web_search_options": (),
     }
 
@@ -211,14 +155,31 @@ class ChatRequest(TextRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[ChatTool] = Field([], max_length=MAX_TOOLS)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
+
+    # Accepted and without effect: hints, and what is only for a hosted service.
+    prediction: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    reasoning_effort: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    verbosity: str | None = None
 
     conversation_at: ClassVar[str] = "messages"
 
     def turns(self) -> list[Turn]:
         """The conversation. Raises InvalidParameter."""
         return [message.turn(f"messages[{i}]") for i, message in enumerate(self.messages)]
+
+    def offered_tools(self) -> OfferedTools | None:
+        """The tools that answers may call. Raises InvalidParameter."""
+        return offered_tools(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
     def row_settings(self) -> RowSettings:
         return replace(
@@ -241,6 +202,10 @@ class ChatRequest(TextRequest):
                 param="max_tokens",
             )
         return self
+
+
+_Text = Annotated[str, MinLen(1)]
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=_TOKEN_ID_LIMIT)]], MinLen(1)]
 
 
 def _as_prompts(prompt: Any) -> tuple[RawPrompt, ...]:
@@ -271,7 +236,11 @@ class CompletionRequest(TextRequest):
     prompt: Annotated[
         tuple[RawPrompt, ...],
         PlainValidator(
-            _as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+            _as_prompts,
+            json_schema_input_type=_Text
+            | Annotated[list[_Text], MinLen(1)]
+            | _TokenIds
+            | Annotated[list[_TokenIds], MinLen(1)],
         ),
     ]
     logprobs: int | None = Field(None, ge=0, le=5)

@@ -40,22 +40,32 @@ class PromptTokenizer:
             _ = self._plain
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], change: Callable[[str], str] = str
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        change: Callable[[str], str] = str,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        beginning: str = "",
     ) -> list[int]:
-        """Token ids of `messages` in the chat template, the generation prompt added.
+        """Token ids of `messages` and `tools` in the chat template, the generation prompt added.
 
         `change` is applied to what the template has written, in which no name of a control token
-        comes from a message. Raises what it and the template raise, and ValueError where the
-        template changes the name of a control token that a message holds.
+        comes from a message or a tool. `beginning` is what the answer begins with; names of control
+        tokens in it are such tokens. Raises what `change` and the template raise, and ValueError
+        where the template changes the name of a control token that a message or a tool holds.
         """
-        text, is_careful = self._written_out(messages, change)
+        text, is_careful = self._written_out(messages, tools, change, beginning)
         ids = self._careful_ids if is_careful else self._ids
         return ids(text, special=False)
 
     def before_turn(
-        self, messages: Sequence[Mapping[str, Any]], change: Callable[[str], str] = str
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        change: Callable[[str], str] = str,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> int:
-        """How many tokens of `chat(messages)` stand before the text of the last message of the
+        """How many tokens of `chat(messages, ...)` stand before the text of the last message of the
         user; 0 where there is none. Raises as `chat`, and ValueError where the template leaves that
         message out.
         """
@@ -70,7 +80,7 @@ class PromptTokenizer:
             marked = [{"type": "text", "text": mark}, *(content or ())]
         with_mark = [*messages]
         with_mark[users[-1]] = {**last, "content": marked}
-        text, is_careful = self._written_out(with_mark, change)
+        text, is_careful = self._written_out(with_mark, tools, change)
         head, found, _ = text.partition(mark)
         if not found:
             raise ValueError("it leaves out the last message of the user")
@@ -78,13 +88,19 @@ class PromptTokenizer:
         return len(ids(head, special=False))
 
     def _written_out(
-        self, messages: Sequence[Mapping[str, Any]], change: Callable[[str], str]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        change: Callable[[str], str],
+        beginning: str = "",
     ) -> tuple[str, bool]:
         """The conversation in the chat template, and whether it has stand-ins for names of control
         tokens."""
-        if not self._mentions(_strings(messages)):
-            return change(self._rendered(messages)), False
-        rendered = change(self._rendered([self._hidden(message) for message in messages]))
+        if not self._mentions(_strings([*messages, *tools])):
+            return change(self._rendered(messages, tools)) + beginning, False
+        hidden = [self._hidden(message) for message in messages]
+        rendered = change(self._rendered(hidden, [self._hidden(tool) for tool in tools]))
+        rendered += beginning
         for name, stand_in in self._stand_ins.items():
             rendered = rendered.replace(name, stand_in)
         for name, mark in self._marks.items():
@@ -102,10 +118,15 @@ class PromptTokenizer:
             return self._ids(text, special=special)
         return self._careful_ids(text, special=special)
 
-    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _rendered(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> str:
         return str(
             self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+                list(messages),
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         )
 
@@ -122,7 +143,7 @@ class PromptTokenizer:
         return any(name in normalized for name in self._normalized_names)
 
     def _hidden(self, message: Mapping[str, Any]) -> Any:
-        """The message, with marks in place of names of control tokens."""
+        """The message or the tool, with marks in place of names of control tokens."""
         names = self._special if message.get("role") == "assistant" else self._names
 
         def hide(text: str) -> str:

@@ -188,6 +188,34 @@ def test_pages_of_configured_origins_may_call(tmp_path: Path) -> None:
             assert unknown.headers["access-control-allow-origin"] == PAGE
 
 
+def test_any_page_may_call_without_credentials(tmp_path: Path) -> None:
+    async def limited(request: UpstreamRequest, send: Send) -> None:
+        headers = {"x-ratelimit-remaining-requests": "7"}
+        await send_response(send, {"object": "list", "data": []}, headers=headers)
+
+    with surfaces(tmp_path, server='cors_origins = ["*"]', upstream=Upstream(limited)) as urls:
+        for url in urls.values():
+            asked = preflight(url, PAGE)
+            assert asked.status_code == 200
+            headers = {"origin": PAGE, "cookie": "session=1"}
+            wrong = {**headers, "x-guard-policy": "unknown"}
+            answers = [
+                httpx.get(f"{url}/v1/models", headers=headers),
+                httpx.post(f"{url}/v1/chat/completions", json=CHAT, headers=wrong),
+            ]
+            assert [answer.status_code for answer in answers] == [200, 400]
+            for response in (asked, *answers):
+                assert "access-control-allow-credentials" not in response.headers
+            for response in answers:
+                assert response.headers["access-control-allow-origin"] == "*"
+                exposed = response.headers["access-control-expose-headers"].lower().split(", ")
+                assert {"x-request-id", "retry-after", "x-ratelimit-remaining-requests"} <= {
+                    *exposed
+                }
+        passed = httpx.get(f"{urls['proxy']}/v1/models", headers={"origin": PAGE})
+        assert passed.headers["x-ratelimit-remaining-requests"] == "7"
+
+
 # -- keys ---------------------------------------------------------------------------------------
 
 

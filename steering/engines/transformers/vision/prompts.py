@@ -35,9 +35,17 @@ class VisionPrompts:
         """As `PromptTokenizer.prepare`."""
         self._tokens.prepare()
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, by_turn: bool = False) -> Prompt:
-        """The prompt of `messages` in the chat template, the generation prompt added; `by_turn`
-        lets guards decide on the last turn of the user alone.
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        beginning: str = "",
+        *,
+        by_turn: bool = False,
+    ) -> Prompt:
+        """The prompt of `messages` and `tools` in the chat template, the generation prompt added,
+        and behind it the `beginning` of the answer; `by_turn` lets guards decide on the last turn
+        of the user alone.
 
         The `content` of a message is a string, or a list of `{"type": "text", "text": str}` and
         `{"type": "image", "image": uint8 [height, width, 3]}`. Templates that take strings alone
@@ -52,10 +60,12 @@ class VisionPrompts:
         def with_placeholders(rendered: str) -> str:
             return self._expanded(rendered, images)
 
-        tokens = self._tokens.chat(written, with_placeholders)
+        tokens = self._tokens.chat(written, with_placeholders, tools=tools, beginning=beginning)
         media = self._media(tokens, images)
         positions = self.family.positions(tokens, media) if media else None
-        turn = self._tokens.before_turn(written, with_placeholders) if by_turn else 0
+        turn = 0
+        if by_turn:
+            turn = self._tokens.before_turn(written, with_placeholders, tools=tools)
         return Prompt(tuple(tokens), media, positions, turn)
 
     def text(self, text: str, *, special: bool = True) -> Prompt:

@@ -13,7 +13,7 @@ async function generated(call, options = {}) {
   options = {
     model: modelOf(call),
     prompt: call.prompt,
-    maxRetries: 0,
+    maxRetries: call.retries,
     abortSignal: AbortSignal.timeout(call.timeout * 1000),
     ...options,
   };
@@ -39,7 +39,8 @@ async function text(call) {
 
 async function tool(call) {
   const send_mail = toolOf({ description: "Send a mail.", inputSchema: MAIL });
-  const calls = await (await generated(call, { tools: { send_mail } })).toolCalls;
+  const options = { tools: { send_mail }, ...(call.forced && { toolChoice: "required" }) };
+  const calls = await (await generated(call, options)).toolCalls;
   return { name: calls[0].toolName, arguments: calls[0].input };
 }
 
@@ -47,6 +48,9 @@ async function loop(call) {
   const execute = async (given) => sendMail(given);
   const send_mail = toolOf({ description: "Send a mail.", inputSchema: MAIL, execute });
   const options = { tools: { send_mail }, stopWhen: stepCountIs(3) };
+  if (call.forced) {
+    options.prepareStep = ({ stepNumber }) => ({ toolChoice: stepNumber ? "none" : "required" });
+  }
   return told(await generated(call, options));
 }
 

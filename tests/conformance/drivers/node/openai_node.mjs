@@ -14,7 +14,7 @@ function clientOf(call) {
   return new OpenAI({
     baseURL: `${call.url}/v1`,
     apiKey: call.key,
-    maxRetries: 0,
+    maxRetries: call.retries,
     timeout: call.timeout * 1000,
   });
 }
@@ -27,6 +27,7 @@ async function completion(call, messages, tools) {
   const client = clientOf(call);
   const options = { model: call.model, messages };
   if (tools) options.tools = [{ type: "function", function: mail }];
+  if (tools && call.forced && messages.length === 1) options.tool_choice = "required";
   if (!call.stream) return client.chat.completions.create(options);
   const stream = await client.chat.completions.create({
     ...options,
@@ -58,6 +59,7 @@ async function response(call, input, tools) {
   const client = clientOf(call);
   const options = { model: call.model, input };
   if (tools) options.tools = [{ type: "function", strict: true, ...mail }];
+  if (tools && call.forced && input.length === 1) options.tool_choice = "required";
   if (!call.stream) return client.responses.create(options);
   let last;
   let text = "";
@@ -138,6 +140,11 @@ async function embed(call) {
   return { vector: result.data[0].embedding };
 }
 
+async function image(call) {
+  const options = { model: "gpt-image-1", prompt: call.prompt, output_format: "png" };
+  return { image: (await clientOf(call).images.generate(options)).data[0].b64_json };
+}
+
 async function models(call) {
   const names = [];
   for await (const model of clientOf(call).models.list()) names.push(model.id);
@@ -166,4 +173,4 @@ function details(error) {
   return { status_code: status, type: type ?? null, code: code ?? null, retry_after };
 }
 
-await run({ text, tool, loop, object, embed, models, hang_up }, details);
+await run({ text, tool, loop, object, embed, image, models, hang_up }, details);

@@ -20,7 +20,7 @@ _MAIL = {"name": "send_mail", "description": "Send a mail.", "input_schema": MAI
 
 def client_of(call: Call) -> anthropic.Anthropic:
     return anthropic.Anthropic(
-        base_url=call.url, api_key=call.key, max_retries=0, timeout=call.timeout
+        base_url=call.url, api_key=call.key, max_retries=call.retries, timeout=call.timeout
     )
 
 
@@ -87,6 +87,8 @@ def details(error: BaseException) -> dict[str, Any]:
 
 def _message(call: Call, turns: list[Any], **options: Any) -> Any:
     options |= {"model": call.model, "max_tokens": 100, "messages": turns}
+    if call.forced and "tools" in options and len(turns) == 1:
+        options["tool_choice"] = {"type": "any"}
     if call.stream:
         with client_of(call).messages.stream(**options) as stream:
             return stream.get_final_message()

@@ -21,7 +21,7 @@ def model_of(call: Call) -> ChatOpenAI:
         model=call.model,
         base_url=f"{call.url}/v1",
         api_key=call.key,
-        max_retries=0,
+        max_retries=call.retries,
         timeout=call.timeout,
         stream_usage=True,
         use_responses_api=call.api == "responses",
@@ -33,13 +33,13 @@ def text(call: Call) -> dict[str, Any]:
 
 
 def tool(call: Call) -> dict[str, Any]:
-    message = _message(model_of(call).bind_tools([_MAIL]), call, [HumanMessage(call.prompt)])
+    message = _message(_mailing(call), call, [HumanMessage(call.prompt)])
     return {"name": message.tool_calls[0]["name"], "arguments": message.tool_calls[0]["args"]}
 
 
 def loop(call: Call) -> dict[str, Any]:
     model, turns = model_of(call).bind_tools([_MAIL]), [HumanMessage(call.prompt)]
-    turns.append(_message(model, call, turns))
+    turns.append(_message(_mailing(call), call, turns))
     turns.append(_MAIL.invoke(turns[-1].tool_calls[0]))
     return _told(_message(model, call, turns))
 
@@ -56,7 +56,7 @@ def embed(call: Call) -> dict[str, Any]:
     model = OpenAIEmbeddings(
         base_url=f"{call.url}/v1",
         api_key=call.key,
-        max_retries=0,
+        max_retries=call.retries,
         check_embedding_ctx_length=False,
     )
     return {"vector": model.embed_query(call.prompt)}
@@ -67,6 +67,10 @@ def hang_up(call: Call) -> dict[str, Any]:
     first = next(chunk.text for chunk in stream if chunk.text)
     stream.close()
     return {"text": first}
+
+
+def _mailing(call: Call) -> Any:
+    return model_of(call).bind_tools([_MAIL], **({"tool_choice": "any"} if call.forced else {}))
 
 
 def _message(model: Any, call: Call, turns: list[Any]) -> Any:

@@ -102,7 +102,7 @@ def _options(call: Call) -> dict[str, Any]:
         "model": f"{provider}/{call.model}",
         "api_base": call.url if call.api == "messages" else f"{call.url}/v1",
         "api_key": call.key,
-        "max_retries": 0,
+        "max_retries": call.retries,
         "timeout": call.timeout,
     }
 
@@ -113,6 +113,8 @@ def _completion(
     options |= {**_options(call), "messages": turns}
     if tools:
         options["tools"] = [{"type": "function", "function": _MAIL}]
+        if call.forced and len(turns) == 1:
+            options["tool_choice"] = "required"
     if call.stream:
         options |= {"stream": True, "stream_options": {"include_usage": True}}
         result = litellm.stream_chunk_builder(list(litellm.completion(**options)))
@@ -133,6 +135,8 @@ def _response(
     options |= {**_options(call), "input": turns}
     if tools:
         options["tools"] = [{"type": "function", **_MAIL}]
+        if call.forced and len(turns) == 1:
+            options["tool_choice"] = "required"
     if call.stream:
         last = list(litellm.responses(**options, stream=True))[-1]
         response = last.response

@@ -23,7 +23,7 @@ def model_of(call: Call) -> Any:
         model=call.model,
         api_base=f"{call.url}/v1",
         api_key=call.key,
-        max_retries=0,
+        max_retries=call.retries,
         timeout=call.timeout,
         reuse_client=False,
     )
@@ -84,6 +84,7 @@ def hang_up(call: Call) -> dict[str, Any]:
 
 def _answer(model: Any, call: Call, prompt: str | None, turns: list[ChatMessage]) -> Any:
     options: dict[str, Any] = {"user_msg": prompt, "chat_history": turns}
+    options["tool_required"] = call.forced and len(turns) <= 1
     if call.stream:
         return list(model.stream_chat_with_tools([_MAIL], **options))[-1]
     return model.chat_with_tools([_MAIL], **options)

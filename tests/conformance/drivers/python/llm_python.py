@@ -26,12 +26,14 @@ def text(call: Call) -> dict[str, Any]:
 
 
 def tool(call: Call) -> dict[str, Any]:
+    _require_choice(call)
     response = model_of(call).prompt(call.prompt, stream=call.stream, tools=[send_mail])
     asked = response.tool_calls()[0]
     return {"name": asked.name, "arguments": asked.arguments}
 
 
 def loop(call: Call) -> dict[str, Any]:
+    _require_choice(call)
     chain = model_of(call).chain(call.prompt, stream=call.stream, tools=[send_mail])
     return _told(list(chain.responses())[-1])
 
@@ -48,6 +50,11 @@ def hang_up(call: Call) -> dict[str, Any]:
     del pieces
     gc.collect()  # it has no way to close its connection
     return {"text": first}
+
+
+def _require_choice(call: Call) -> None:
+    if call.forced:
+        raise Missing("it leaves the choice of tools to the model")
 
 
 def _told(response: llm.Response) -> dict[str, Any]:

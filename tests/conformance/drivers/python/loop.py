@@ -24,12 +24,15 @@ class Call:
     do: str
     api: str
     url: str
-    """Of the proxy, without a path."""
+    """Of the server or the proxy, without a path."""
     key: str
     model: str
     prompt: str
     stream: bool
     timeout: float
+    forced: bool = False
+    """Whether the model has to call the function, which a small one does not by itself."""
+    retries: int = 0
 
 
 class Contact(BaseModel):

@@ -21,7 +21,7 @@ _MAIL = {"name": "send_mail", "description": "Send a mail.", "parameters": MAIL_
 
 def client_of(call: Call) -> openai.OpenAI:
     return openai.OpenAI(
-        base_url=f"{call.url}/v1", api_key=call.key, max_retries=0, timeout=call.timeout
+        base_url=f"{call.url}/v1", api_key=call.key, max_retries=call.retries, timeout=call.timeout
     )
 
 
@@ -84,6 +84,13 @@ def embed(call: Call) -> dict[str, Any]:
     return {"vector": result.data[0].embedding}
 
 
+def image(call: Call) -> dict[str, Any]:
+    result = client_of(call).images.generate(
+        model="gpt-image-1", prompt=call.prompt, output_format="png"
+    )
+    return {"image": result.data[0].b64_json}
+
+
 def models(call: Call) -> dict[str, Any]:
     return {"names": [model.id for model in client_of(call).models.list()]}
 
@@ -118,6 +125,8 @@ def _completion(
     options: dict[str, Any] = {"model": call.model, "messages": turns}
     if tools:
         options["tools"] = [{"type": "function", "function": _MAIL}]
+        if call.forced and len(turns) == 1:
+            options["tool_choice"] = "required"
     if call.stream:
         options["stream_options"] = {"include_usage": True}
         # the helper for streams takes a blocked answer as an exception; its events are read before
@@ -142,6 +151,8 @@ def _response(
     options: dict[str, Any] = {"model": call.model, "input": turns}
     if tools:
         options["tools"] = [{"type": "function", "strict": True, **_MAIL}]
+        if call.forced and len(turns) == 1:
+            options["tool_choice"] = "required"
     if call.stream:
         events = list(client.responses.create(stream=True, **options))
         told = "".join(
@@ -173,6 +184,7 @@ if __name__ == "__main__":
         "loop": loop,
         "object": structured,
         "embed": embed,
+        "image": image,
         "models": models,
         "hang_up": hang_up,
     }

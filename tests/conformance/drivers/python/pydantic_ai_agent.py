@@ -13,11 +13,15 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from tests.conformance.drivers.python.loop import Call, Contact, error_body, run, send_mail
+from tests.conformance.drivers.python.loop import Call, Contact, Missing, error_body, run, send_mail
 
 
 def model_of(call: Call) -> Any:
-    options: dict[str, Any] = {"api_key": call.key, "max_retries": 0, "timeout": call.timeout}
+    options: dict[str, Any] = {
+        "api_key": call.key,
+        "max_retries": call.retries,
+        "timeout": call.timeout,
+    }
     if call.api == "messages":
         messages = anthropic.AsyncAnthropic(base_url=call.url, **options)
         return AnthropicModel(call.model, provider=AnthropicProvider(anthropic_client=messages))
@@ -32,12 +36,14 @@ def text(call: Call) -> dict[str, Any]:
 
 def tool(call: Call) -> dict[str, Any]:
     """The arguments that the agent has called the function with."""
+    _require_choice(call)
     got: list[dict[str, Any]] = []
     _result(_mailing(call, got), call)
     return {"name": "send_mail", "arguments": got[0]}
 
 
 def loop(call: Call) -> dict[str, Any]:
+    _require_choice(call)
     return _told(_result(_mailing(call, []), call))
 
 
@@ -58,6 +64,11 @@ def hang_up(call: Call) -> dict[str, Any]:
 def details(error: BaseException) -> dict[str, Any]:
     told = {"status_code": error.status_code} if hasattr(error, "status_code") else {}
     return {**told, **error_body(getattr(error, "body", None))}
+
+
+def _require_choice(call: Call) -> None:
+    if call.forced:
+        raise Missing("it leaves the choice of tools to the model")
 
 
 def _mailing(call: Call, got: list[dict[str, Any]]) -> Agent[None, str]:

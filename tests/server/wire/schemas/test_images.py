@@ -77,7 +77,7 @@ def test_defaults_of_unsupported_parameters_pass_and_all_else_is_refused() -> No
         ("size", [64, 64], "invalid_parameter"),
         ("seed", -1, "invalid_parameter"),
         ("seed", 2**63, "invalid_parameter"),
-        ("seed", 1.0, "invalid_parameter"),
+        ("seed", 1.5, "invalid_parameter"),
         ("seed", "1", "invalid_parameter"),
         ("num_inference_steps", 0, "invalid_parameter"),
         ("num_inference_steps", True, "invalid_parameter"),

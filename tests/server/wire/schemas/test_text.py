@@ -70,9 +70,8 @@ def test_defaults_of_unsupported_parameters_pass_and_all_else_is_refused(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("frequency_penalty", False), ("tools", [{"type": "function"}]),
-     ("tool_choice", "required"), ("store", True), ("store", 0),
-     ("response_format", {"type": "grammar"}), ("parallel_tool_calls", False)],
+    [("frequency_penalty", False), ("functions", [{"name": "f"}]), ("function_call", "auto"),
+     ("modalities", ["text", "audio"]), ("response_format", {"type": "grammar"})],
 )  # fmt: skip
 def test_values_that_would_change_the_answer_are_refused(name: str, value: Any) -> None:
     assert refusal(ChatRequest, CHAT | {name: value}).param == name
@@ -82,11 +81,12 @@ def test_values_that_would_change_the_answer_are_refused(name: str, value: Any) 
     ("name", "value"),
     [("temperature", 2.1), ("temperature", -0.1), ("temperature", "1"), ("temperature", True),
      ("temperature", math.inf), ("temperature", math.nan), ("top_p", 0), ("top_p", 1.5),
-     ("n", 0), ("n", 17), ("n", 1.5), ("n", "2"), ("seed", 2**63), ("seed", 1.0),
+     ("n", 0), ("n", 17), ("n", 1.5), ("n", "2"), ("seed", 2**63), ("seed", 1.5),
      ("max_tokens", 0), ("max_completion_tokens", -1), ("stop", ["a"] * 5), ("stop", 7),
      ("logprobs", 1), ("top_logprobs", 21), ("stream", "yes"), ("stream", 1), ("model", 5),
      ("messages", []), ("messages", CHAT["messages"] * 10_001), ("messages", "hi"),
-     ("messages", {}), ("guard", "strict"), ("user", 5), ("stream_options", [])],
+     ("messages", {}), ("guard", "strict"), ("user", 5), ("stream_options", []), ("store", 0),
+     ("tools", {}), ("parallel_tool_calls", 1), ("verbosity", 3)],
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
     assert refusal(ChatRequest, CHAT | {name: value}).param == name
@@ -96,7 +96,10 @@ def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
     ("message", "param"),
     [({"role": "user"}, "messages[0].content"),
      ({"content": "x"}, "messages[0].role"),
-     ({"role": "tool", "content": "x"}, "messages[0].role"),
+     ({"role": "function", "content": "x"}, "messages[0].role"),
+     ({"role": "tool", "content": "x"}, "messages[0].tool_call_id"),
+     ({"role": "assistant", "content": None}, "messages[0]"),
+     ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "messages[0]"),
      ({"role": "user", "content": None}, "messages[0].content"),
      ({"role": "user", "content": []}, "messages[0].content"),
      ({"role": "user", "content": 5}, "messages[0].content"),
@@ -106,8 +109,8 @@ def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
      ({"role": "user", "content": [{"type": "text", "text": 5}]}, "messages[0].content[0].text"),
      ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]},
       "messages[0].content[0].image_url.url"),
-     ({"role": "user", "content": "x", "name": "Bob"}, "messages[0].name"),
-     ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages[0].tool_calls"),
+     ({"role": "user", "content": "x", "name": 5}, "messages[0].name"),
+     ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages[0].tool_calls[0].id"),
      ("hi", "messages[0]"), (None, "messages[0]")],
 )  # fmt: skip
 def test_wrong_messages_are_refused_by_place(message: Any, param: str) -> None:

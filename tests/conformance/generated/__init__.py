@@ -1,0 +1,1 @@
+"""Requests that schemathesis generates from a server's own OpenAPI document."""
