@@ -9,8 +9,9 @@ unsafe texts, as they are and put together to 200 tokens, all heads at once; one
 from which the stages have learnt, and one of families that they have not seen. Processor time of
 everything that a request pays for; each text is read both ways, in random order.
 
-The padded texts are unsafe ones behind benign ones, of 40 tokens in all; the lured ones have the words
-behind them that lower the estimates most: what somebody would try who has read the artifact.
+The padded texts are unsafe ones behind everyday questions, of 40 tokens in all; the lured ones have
+the words behind them that lower the estimates most: what somebody would try who has read the
+artifact.
 """
 
 from __future__ import annotations

@@ -59,6 +59,10 @@ PLACES: tuple[Place, ...] = get_args(Place)
 Fallback = Literal["block", "replace"]
 OnError = Literal["closed", "open"]
 
+Quantization = Literal["int8", "nf4"]
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+"""What the transformers engine quantises weights to while it loads them."""
+
 # Types are strict, but TOML has arrays and strings in place of tuples and paths.
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#@*]+)$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
@@ -108,6 +112,10 @@ class ModelConfig(Section):
     `default_policy` overrides the server's. `max_context` is for language models; None is the
     model's limit. `steps` and `guidance_scale` are the defaults of requests for images (None: those
     of the pipeline), `max_steps` their limit. `engine_options` are arguments of vLLM's engine.
+    `device_map` "auto" lets accelerate choose the device. `quantization` packs weights while they
+    are loaded, to 8 bits or to 4 (NF4); guards are bound to them with `guard rebind`. `pooling`:
+    the embedding of a text is the mean of its tokens' states (None, too), or the state of its last
+    token. The engine "onnxruntime" is for sentence encoders, which give embeddings.
     `tool_parser` names the form in which a language model calls tools; None finds it in the chat
     template.
     """
@@ -119,6 +127,9 @@ class ModelConfig(Section):
     device: str = Field(default="auto", min_length=1)
     default_policy: Name | None = None
     max_context: int | None = Field(default=None, ge=1)
+    device_map: Literal["auto"] | None = None
+    quantization: Quantization | None = None
+    pooling: Literal["mean", "last"] | None = None
     steps: int | None = Field(default=None, ge=1, le=1000)
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
     max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000)

@@ -16,7 +16,7 @@ from guard.models.kind_checks import source_of
 from guard.reporting.progress import Stages
 from steering.engines.transformers.continuations import Continued, Losses, continuation_losses
 from steering.engines.transformers.engine import RowStart, TransformersEngine
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 from steering.engines.transformers.offline import (
     Advance,
     Tokens,
@@ -205,16 +205,25 @@ class TransformersChat(ChatModel):
         self.model = model
 
     @classmethod
-    def load(cls, source: str, *, dtype: str = "float32", device: str = "auto") -> TransformersChat:
-        """Load a model by its name in the store, its directory or its hub name. Raises
-        ModelError."""
+    def load(
+        cls,
+        source: str,
+        *,
+        dtype: str = "float32",
+        device: str = "auto",
+        quantization: str | None = None,
+    ) -> TransformersChat:
+        """Load a model by its name in the store, its directory, its GGUF file or its hub name.
+        Raises ModelError."""
+        resolved = source_of(source, "language")
         try:
             model, tokenizer, vision = load_language_model(
-                source_of(source, "language"), dtype=dtype, device=device
+                resolved, dtype=dtype, device=device, quantization=quantization
             )
         except ValueError as error:
             raise ModelError(f"model {source!r}: {error}") from error
-        return cls(model, tokenizer, name=source, vision=vision)
+        name = f"{source} ({quantization} at load)" if quantization else source
+        return cls(model, tokenizer, name=name, vision=vision)
 
     @property
     def fitted_model(self) -> FittedModel:

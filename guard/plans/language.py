@@ -135,13 +135,14 @@ class ServedModel:
             quantisation=str(quantisation_of(model) or ""),
         )
 
-    def remedy(self, artifact: Artifact, path: object) -> str:
-        """What to do about an artifact, in the file `path`, that was fitted on another model."""
+    def remedy(self, artifact: Artifact, path: object, model: str = "--model ...") -> str:
+        """What to do about an artifact, in the file `path`, that was fitted on another model;
+        `model` are the options of `guard rebind` that name this one."""
         fitted = artifact.meta.model
         if (fitted.layers, fitted.width) != (self.depth, self.width):
             return "fit it on that model"
         what = f"is quantised ({self.quantisation})" if self.quantisation else "has other weights"
-        return f"it {what}; run `guard rebind {path} --model ...` for it, or fit it on that model"
+        return f"it {what}; run `guard rebind {path} {model}` for it, or fit it on that model"
 
 
 class LanguagePlans(PolicyPlans[LanguagePlan]):
@@ -157,7 +158,7 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
         self.served = served
 
         def load(setting: GuardConfig, artifact: Artifact) -> tuple[LoadedGuard, MethodGuard]:
-            remedy = served.remedy(artifact, setting.artifact)
+            remedy = served.remedy(artifact, setting.artifact, _named(config, name))
             artifact.require_model(served.fingerprint, served=name, remedy=remedy)
             return _guard(setting, artifact, served)
 
@@ -214,6 +215,18 @@ def _plan(
     message = policy.message or SAID_LATER
     by_turn = policy.scope == "turn"
     return replace(plan, rewinds=policy.rewind, message=message, by_turn=by_turn)
+
+
+def _named(config: Config, name: str) -> str:
+    """The options of `guard rebind` that name a model of the configuration."""
+    model = next((each for each in config.models if each.name == name), None)
+    if model is None:
+        return "--model ..."
+    options = f"--model {model.source}"
+    if model.engine == "vllm":
+        options += " --engine vllm"
+    quantization = model.quantization or model.engine_options.get("quantization")
+    return f"{options} --quantization {quantization}" if quantization else options
 
 
 def _guard(

@@ -20,11 +20,20 @@ from guard.errors import ArtifactError, UnknownPolicy
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import Verdict
 from server.services.constraints import ConstraintCompiler, unmatched
-from server.services.interface import LanguageModelInfo, RowEvents, TextRowRequest
+from server.services.embedding import Places, embedded, embedding_plan
+from server.services.interface import (
+    EmbeddedTexts,
+    EmbeddingRequest,
+    LanguageModelInfo,
+    RowEvents,
+    TextRowRequest,
+)
 from server.services.loop import EngineLoop, engine_failed, guard_failed
 from server.services.prompts import PromptEncoder
+from server.services.text_embeddings import EmbeddingBatches
 from server.services.text_rows import TextRow, TokenText
 from server.services.tools.offered import OfferedTools
+from steering.engines.transformers.embeddings import StateEmbedder
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.rewinding import HeldAnswer, Sentences, step_of
 from steering.engines.transformers.sampling import RowSampling
@@ -34,7 +43,7 @@ from steering.prompt import Prompt
 
 logger = logging.getLogger(__name__)
 
-Record = Callable[[TextRowRequest, Verdict], None]
+Record = Callable[[TextRowRequest | EmbeddingRequest, Verdict], None]
 
 
 class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
@@ -57,7 +66,9 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         prefill_tokens: int,
         queue_limit: int,
         record: Record,
+        embedder: StateEmbedder | None = None,
     ) -> None:
+        """`embedder` None: no embeddings."""
         super().__init__(info.name, engine, queue_limit=queue_limit, record=record)
         self.info = info
         self._encoder = encoder
@@ -69,6 +80,10 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         carry."""
         self._end_tokens = end_tokens
         self._prefill_tokens = prefill_tokens
+        self._embeddings = (
+            None if embedder is None else EmbeddingBatches(embedder, tokens=prefill_tokens)
+        )
+        self._places = Places(queue_limit)
         self._last_client = ""
         """Whose long prompt was read last."""
         self._thread.start()
@@ -97,6 +112,15 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             rows = [self._row(request, self._admit(request), loop) for request in requests]
             self._enqueue(rows)
         return [row.events for row in rows]
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddedTexts:
+        """As `EmbeddingService.embed`."""
+        assert self._embeddings is not None
+        plan = embedding_plan(self._plans, request, self.info.name)
+        with self._places.take():
+            texts = await asyncio.to_thread(self._encoder.tokens, request.inputs)
+            work = self._embeddings.embed(texts, self._between_steps)
+            return await embedded(plan, request, self.info.name, self._record, work)
 
     @property
     def plans(self) -> LanguagePlans:

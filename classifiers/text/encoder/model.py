@@ -23,6 +23,9 @@ OVERLAP = 32
 MOST_WINDOWS = 64
 """Of one text, about 6000 tokens."""
 
+MOST_TOKENS = MOST_WINDOWS * (WINDOW - 2 - OVERLAP) + OVERLAP
+"""Of one text, in that many windows."""
+
 _BATCH_TOKENS = 4096
 _ENDS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
 """What stands before and behind a row."""
@@ -132,19 +135,32 @@ class TextEncoder:
         windows = self.windows(texts)
         return Encoded(self.embed(windows.ids), windows)
 
+    def tokens(self, text: str) -> list[int]:
+        """The token ids of a text, without those that stand around each window."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids."""
+        return int(self._tokenizer.get_vocab_size())
+
     def windows(self, texts: Sequence[str]) -> Windows:
         """The windows of `texts`; an empty text has one."""
+        # one by one: the tokenizer would encode a batch in as many threads as there are cores
+        return self.windows_of([self.tokens(text) for text in texts])
+
+    def windows_of(self, texts: Sequence[Sequence[int]]) -> Windows:
+        """As `windows`, of token ids as `tokens` gives them."""
         ids_of_windows: list[list[int]] = []
         owners: list[int] = []
         too_long = []
-        for index, text in enumerate(texts):
-            # one by one: the tokenizer would encode a batch in as many threads as there are cores
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        for index, ids in enumerate(texts):
             starts = window_starts(len(ids))
             if len(starts) > MOST_WINDOWS:
                 too_long.append(index)
                 continue
-            ids_of_windows += [ids[start : start + WINDOW - 2] for start in starts]
+            ids_of_windows += [[*ids[start : start + WINDOW - 2]] for start in starts]
             owners += [index] * len(starts)
         return Windows(ids_of_windows, np.asarray(owners, np.intp), len(texts), tuple(too_long))
 

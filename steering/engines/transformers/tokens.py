@@ -223,6 +223,23 @@ class PromptTokenizer:
         return plain, ids
 
 
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The control token that the chat template writes behind an answer; None where it writes none,
+    or there is no template."""
+    answer = secrets.token_hex(8)
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # templates are programs: they raise what they like
+        return None
+    behind = rendered.rpartition(answer)[2].strip()
+    special, written = _control_tokens(tokenizer, ())
+    names = [name for name in (*special, *written) if behind.startswith(name)]
+    if not names:
+        return None
+    return int(tokenizer.convert_tokens_to_ids(max(names, key=len)))
+
+
 def _control_tokens(
     tokenizer: Any, names: Collection[str]
 ) -> tuple[dict[str, AddedToken], dict[str, AddedToken]]:
