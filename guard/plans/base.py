@@ -11,7 +11,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from guard.artifact import Artifact
 from guard.config.kinds import Kind, kind_of
-from guard.config.schema import Action, Config, Fallback, GuardConfig, OnError, PolicyConfig
+from guard.config.policy_schema import Action, Fallback, OnError, PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
 from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
 from steering.hidden.rows import RowGuard

@@ -11,7 +11,8 @@ import numpy as np
 from classifiers.embeddings.first_stage import FirstStage, FirstStages
 from classifiers.embeddings.heads import EmbeddingHead, EmbeddingScores, Floats
 from guard.artifact import Artifact
-from guard.config.schema import PLACES, GuardConfig, Place
+from guard.config.policy_schema import PLACES, Place
+from guard.config.schema import GuardConfig
 from guard.errors import GuardError
 from steering.methods import Method, method_named
 from steering.methods.fitted import FittedGuard

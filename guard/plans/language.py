@@ -12,7 +12,8 @@ from typing import Any, Literal
 from torch import nn
 
 from guard.artifact import Artifact
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.config.setting_checks import recheck_of
 from guard.errors import ArtifactError
 from guard.plans.base import (

@@ -19,17 +19,9 @@ from classifiers.text.patterns.matching import Match, PatternSet
 from guard.artifact import Artifact
 from guard.config.kinds import kind_of
 from guard.config.pattern_lists import read_patterns
-from guard.config.schema import (
-    IMAGE_ACTIONS,
-    PLACES,
-    Config,
-    GuardConfig,
-    OnError,
-    PatternsConfig,
-    Place,
-    ScreenConfig,
-)
-from guard.config.schema import TextAction as Action
+from guard.config.policy_schema import IMAGE_ACTIONS, PLACES, OnError, Place, ScreenConfig
+from guard.config.policy_schema import TextAction as Action
+from guard.config.schema import Config, GuardConfig, PatternsConfig
 from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
 from guard.plans.heads import Head, Heads, Loaded
 from guard.plans.image_screens import ImageClassifiers, load_classifiers, load_ocr

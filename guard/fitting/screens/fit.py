@@ -19,7 +19,7 @@ from classifiers.embeddings.heads import EmbeddingHead, Floats
 from classifiers.embeddings.training import train as train_head
 from classifiers.text.encoder.model import OVERLAP, WINDOW, TextEncoder
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
-from guard.config.schema import PLACES, Place
+from guard.config.policy_schema import PLACES, Place
 from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
 from guard.evaluation.text_disguises import TEXT_DISGUISES

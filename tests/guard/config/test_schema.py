@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from guard.config import schema as module
-from guard.config.schema import PolicyConfig, load_config
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import load_config
 from guard.errors import ConfigError, UnknownPolicy
 from tests.guard.conftest import GOOD, HASH, MakeArtifact
 

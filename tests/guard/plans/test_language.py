@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from guard.artifact import Artifact, ArtifactMeta
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.plans.language import LanguagePlan, LanguagePlans, ServedModel
 from guard.verdict import GuardVerdict
 from steering.engines.transformers.engine import TransformersEngine

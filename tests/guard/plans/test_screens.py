@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from guard.artifact import Artifact, ArtifactMeta
-from guard.config.schema import PLACES, load_config
+from guard.config.policy_schema import PLACES
+from guard.config.schema import load_config
 from guard.errors import ConfigError, GuardFailed
 from guard.plans.screens import TextPlans
 from server.screening.findings import ScreenedText

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from guard.config.schema import PolicyConfig, load_config
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import load_config
 from tests.server.invariants.text_server import CHAT, TextServer, serve_text
 from tests.server.tiny_text_service import TinyTextModel
 

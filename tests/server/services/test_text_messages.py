@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from guard.config.schema import PolicyConfig, load_config
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import load_config
 from guard.errors import ContentBlocked
 from tests.server.services.text_driver import Answer, answers, request
 from tests.server.tiny_text_service import RunningText, TinyTextModel

@@ -15,7 +15,7 @@ from PIL import Image
 
 from classifiers.images.encoder import Pixels
 from classifiers.images.ocr import TooMuchText
-from guard.config.schema import ScreenConfig
+from guard.config.policy_schema import ScreenConfig
 from guard.data.image_files import decode_readings
 from guard.plans.image_screens import ImageClassifier, ImageClassifiers
 from guard.plans.screens import ImageScreen, TextPlan, TextScreen
