@@ -134,6 +134,9 @@ def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> 
     policy = config.policy(name)
     return {
         "action": policy.action,
+        "actions": dict(policy.actions),
+        "scope": policy.scope,
+        "rewind": policy.rewind,
         "on_error": policy.on_error,
         "fallback": policy.fallback,
         "replacement": policy.replacement,

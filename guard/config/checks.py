@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from guard.artifact import Artifact
 from guard.config.artifact_paths import artifact_path
 from guard.config.kinds import KINDS, Kind, kind_of
+from guard.config.language_checks import language_problems, unsupported
 from guard.config.screen_checks import screen_problems, unreadable
 from guard.config.setting_checks import setting_problems
 from guard.config.toml_lines import KeyPath
@@ -142,6 +143,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     ]
     for name, policy in policies.items():
         yield from _fallback(name, policy)
+        yield from language_problems(name, policy, kinds)
         patterns = {str(entry.get("name")) for _, entry in lists}
         yield from screen_problems(name, policy, kinds, patterns, fitted_for)
         screen = _table(policy, "screen")
@@ -150,6 +152,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     for index, model in models:
         yield from _unknown("policy", _strings(model, ("models", index, "default_policy")), known)
         yield from _unfit(index, model, policies, kinds)
+        yield from _unknown_to_vllm(index, model, server, policies)
 
 
 _OF_MODELS = ("models", "weight", "plugin")
@@ -231,6 +234,20 @@ def _unfit(
             ("models", index, "default_policy"),
             f"all guards of {_short(name)} are for {named}: choose another policy",
         )
+
+
+def _unknown_to_vllm(
+    index: int,
+    model: Mapping[str, Any],
+    server: Mapping[str, Any],
+    policies: Mapping[str, Mapping[str, Any]],
+) -> Iterator[Problem]:
+    """A default policy that asks for what a model's engine does not know."""
+    name = model.get("default_policy", server.get("default_policy"))
+    if model.get("engine") != "vllm" or not isinstance(name, str):
+        return
+    if reason := unsupported(policies.get(name, {})):
+        yield ("models", index, "engine"), f"the default policy {_short(name)} {reason}"
 
 
 def _fallback(name: str, policy: Mapping[str, Any]) -> Iterator[Problem]:

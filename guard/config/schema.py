@@ -42,12 +42,17 @@ Action = Literal[
     "refine",
     "perturb",
     "block",
+    "say",
     "flag",
     "observe",
     "redact",
     "route",
     "policy",
 ]
+LanguageAction = Literal["steer", "say", "block", "flag", "observe"]
+"""Of a guard of a language model: "say" gives the policy's message in place of the answer."""
+Scope = Literal["conversation", "turn"]
+"""The tokens that guards decide on: all of a chat, or those from the user's last turn on."""
 Place = Literal["system", "user", "assistant", "tool", "arguments", "images", "response"]
 """Places of text: messages by role, tools and calls of them, prompts of images, the response."""
 PLACES: tuple[Place, ...] = get_args(Place)
@@ -210,16 +215,21 @@ class PolicyConfig(Section):
     The actions "steer", "overlay", "refine" and "perturb" all mean the action of the guard's
     method. `fallback` is for images from which the concept could not be removed: they are blocked,
     or replaced by an image of the prompt `replacement`. `debug` lets requests ask for masks of what
-    guards have written on their images. `message` is read in place of what is blocked.
+    guards have written on their images. `message` is read in place of what is blocked, and where
+    the action is "say". For guards of language models: `actions` overrides the action for single
+    ones, and with `rewind` an answer in which one fires goes back to its last sentence's end.
     """
 
     guards: Names = ()
     action: Action = "steer"
+    actions: dict[Name, LanguageAction] = {}
     on_error: OnError = "closed"
     fallback: Fallback = "block"
     replacement: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARS)
     debug: bool = False
     message: str | None = Field(default=None, min_length=1, max_length=MAX_MESSAGE_CHARS)
+    scope: Scope = "conversation"
+    rewind: bool = False
     screen: ScreenConfig = ScreenConfig()
 
 

@@ -353,10 +353,15 @@ class TextService(Service, Protocol):
     def info(self) -> LanguageModelInfo: ...
 
     def encode_chat(
-        self, messages: Sequence[dict[str, Any]], tools: OfferedTools | None = None
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
     ) -> Prompt:
         """The prompt of `messages` in the model's own chat template, generation prompt added, and
-        behind it what the choice of `tools` has an answer begin with.
+        behind it what the choice of `tools` has an answer begin with; `by_turn` marks where the
+        last turn of the user begins, for guards that decide on it alone.
 
         The `content` of a message is a text, or, where the model sees, a list of parts:
         `{"type": "text", "text": str}` and `{"type": "image", "image": uint8 [H, W, 3]}`. Calls of

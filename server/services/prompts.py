@@ -52,7 +52,11 @@ class PromptEncoder:
         self._prompts.prepare()
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: OfferedTools | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
     ) -> Prompt:
         """See `TextService.encode_chat`."""
         if not self.chats:
@@ -67,7 +71,7 @@ class PromptEncoder:
             messages, definitions = form.for_template(messages, definitions)
             beginning = tools.beginning(form.family) if tools else ""
         try:
-            return self._prompts.chat(messages, definitions, beginning)
+            return self._prompts.chat(messages, definitions, beginning, by_turn=by_turn)
         except Exception as error:  # templates are programs: they raise what they like
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             subject = "the model's chat template" if self._placeholder is None else "this model"
@@ -173,6 +177,8 @@ class _Prompts(Protocol):
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         beginning: str = "",
+        *,
+        by_turn: bool = False,
     ) -> Prompt: ...
 
     def text(self, text: str) -> Prompt: ...
@@ -192,8 +198,12 @@ class _TextPrompts:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         beginning: str = "",
+        *,
+        by_turn: bool = False,
     ) -> Prompt:
-        return Prompt(tuple(self._tokens.chat(messages, tools=tools, beginning=beginning)))
+        turn = self._tokens.before_turn(messages, tools=tools) if by_turn else 0
+        tokens = self._tokens.chat(messages, tools=tools, beginning=beginning)
+        return Prompt(tuple(tokens), turn=turn)
 
     def text(self, text: str) -> Prompt:
         return Prompt(tuple(self._tokens.text(text)))

@@ -97,7 +97,7 @@ def server(
     with AuditLog(config.server.audit_log) as audit:
         recorder = Recorder(metrics.verdicts, audit)
         services = build_services(config, recorder)
-        screener = Screener(plans.encoder, plans.heads, plans.images)
+        screener = Screener(plans.cascade, plans.images)
         screens = Screens(plans, screener, recorder)
         app = create_app(config, services, metrics=metrics, screens=screens)
         with serve_app(app, services) as (url, _):
