@@ -1,6 +1,6 @@
 """Answers under JSON schemas: what they cost, whether they are valid, what steered ones leak.
 
-    python -m benchmarks.structured [--model smollm2] [--rounds 7] [--json]
+    python -m benchmarks.structured [--model smollm2] [--rounds 7]
 
 *Cost*: the same prompts, bare and under a schema, in a random order in one run, in batches of 1 and
 8, through the engine of the server; medians of tokens per second. *Validity*: answers under the
@@ -91,7 +91,7 @@ FACT = {
 
 
 def main() -> None:
-    """Measure, and print the figures as JSON."""
+    """Measure, and print the figures of each part as a line of JSON once it is done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=7)
@@ -99,19 +99,21 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=60)
     arguments = parser.parse_args()
     loaded = TransformersChat.load(arguments.model)
-    report: dict[str, Any] = {
-        "cost": [cost(loaded, batch, arguments.rounds) for batch in (1, 8)],
-        "compile_ms": compile_times(loaded),
-    }
+    for batch in (1, 8):
+        _print("cost", cost(loaded, batch, arguments.rounds))
+    _print("compile_ms", compile_times(loaded))
     del loaded
     with tempfile.TemporaryDirectory() as folder:
         service = serve(arguments.model, Path(folder))
         try:
-            report["validity"] = asyncio.run(validity(service, arguments.answers))
-            report["leaks"] = asyncio.run(leaks(service, arguments.questions))
+            _print("leaks", asyncio.run(leaks(service, arguments.questions)))
+            _print("validity", asyncio.run(validity(service, arguments.answers)))
         finally:
             service.close()
-    print(json.dumps(report, indent=2))
+
+
+def _print(part: str, figures: dict[str, Any]) -> None:
+    print(json.dumps({part: figures}), flush=True)
 
 
 def grammars_of(loaded: TransformersChat) -> Grammars:
@@ -174,7 +176,7 @@ async def ask(
     questions: Sequence[tuple[str, Mapping[str, Any]]],
     *,
     policy: str = "none",
-    max_tokens: int = 512,
+    max_tokens: int = 256,
     **sampling: Any,
 ) -> list[tuple[str, FinishedText]]:
     """The answers to prompts, each under its schema, 16 at once."""

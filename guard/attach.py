@@ -161,7 +161,7 @@ def _to_language_model(model: Any, settings: Config, policy: str) -> tuple[Attac
     served = _name(model)
     try:
         plans = LanguagePlans(settings, model, name=served)
-        plan = plans[policy]
+        plan = plans[policy].outside("guard.attached")
         _require(plan, served)
 
         def blocks(running: Running, row: int) -> bool:

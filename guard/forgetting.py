@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.errors import DataError
 from guard.fitting.erasure.documents import checked_name, read_documents
 from guard.fitting.erasure.forget import forget as forget_by_name

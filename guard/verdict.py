@@ -16,6 +16,7 @@ Outcome = Literal[
     "refined",
     "perturbed",
     "redacted",
+    "said",
     "blocked",
     "error",
 ]
@@ -23,7 +24,7 @@ Outcome = Literal[
 
 Done = (
     Literal["none", "observe", "flag", "steer", "overlay", "refine", "perturb", "replace", "block"]
-    | Literal["redact", "route", "policy"]
+    | Literal["redact", "route", "policy", "say"]
 )
 """The action that was taken when a guard fired; "none" also if there was nothing to do."""
 
@@ -39,6 +40,7 @@ OUTCOMES: Mapping[Done, Outcome] = {
     "route": "routed",
     "policy": "delegated",
     "replace": "refined",
+    "say": "said",
     "block": "blocked",
 }
 """The outcome of a request after each action."""
@@ -61,10 +63,11 @@ class GuardVerdict:
     `score` is the guard's largest score, `threshold` the value it was compared with, and `position`
     where the guard fired: 0 for the prompt, n for the n-th generated token or the latents after n
     steps, None if it did not fire. `action` is the action that was taken. `steps` counts the steps
-    of a guard that refines a prompt or writes to latents, and `after` is its score after these; a
-    guard of latents also has the share of the image that it has written (`area`) and the height of
-    the evidence's maximum in deviations (`peak`). `place` is where a screen of text had its highest
-    score ("messages[1].content", "choices[0]"). `error` says why the guard could not be applied.
+    of a guard that refines a prompt or writes to latents, and `after` is its score after these; for
+    a guard of a language model it counts how often the answer went back. A guard of latents also
+    has the share of the image that it has written (`area`) and the height of the evidence's maximum
+    in deviations (`peak`). `place` is where a screen of text had its highest score
+    ("messages[1].content", "choices[0]"). `error` says why the guard could not be applied.
     """
 
     guard: str

@@ -25,6 +25,7 @@ from server.endpoints.moderations import moderations_router
 from server.endpoints.probes import probes_router
 from server.endpoints.text.chat import chat_router
 from server.endpoints.text.completions import completions_router
+from server.endpoints.text.embeddings import embeddings_router
 from server.endpoints.text.messages import messages_router
 from server.endpoints.text.responses import responses_router
 from server.errors import install_error_handlers
@@ -86,6 +87,7 @@ def create_app(
         completions_router(gateway),
         responses_router(gateway),
         messages_router(gateway),
+        embeddings_router(gateway),
         images_router(gateway),
         listings_router(gateway, configured),
         probes_router(services, metrics),

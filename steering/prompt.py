@@ -46,6 +46,8 @@ class Media:
 class Prompt:
     """Token ids, the media among them, and the position of each token.
 
+    Guards decide on the tokens from number `turn` on: 0, or where the last turn of the user begins.
+
     A prompt of text alone has no media. `positions` None means `0..n-1`; otherwise there is one
     tuple of `n` positions for each axis, `[axes, tokens]` (M-RoPE has three: time, height, width).
 
@@ -57,6 +59,7 @@ class Prompt:
     tokens: tuple[int, ...]
     media: tuple[Media, ...] = ()
     positions: tuple[tuple[int, ...], ...] | None = None
+    turn: int = 0
 
     def __post_init__(self) -> None:
         end = 0
@@ -92,7 +95,7 @@ class Prompt:
         if positions is not None:
             rest = tuple(range(next_, next_ + len(tokens)))
             positions = tuple((*axis, *rest) for axis in positions)
-        return Prompt((*self.tokens, *tokens), self.media, positions)
+        return Prompt((*self.tokens, *tokens), self.media, positions, self.turn)
 
     def require_text(self) -> None:
         """Raise ValueError for media or positions. For engines that take token ids alone: they

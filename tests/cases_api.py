@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from classifiers.text.patterns.matching import shipped
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 
 if TYPE_CHECKING:
     from steering.fingerprint import fingerprint

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.disguises.others import of_garak, of_pyrit
 from benchmarks.disguises.writing import WRITTEN, Disguise
-from benchmarks.screens import FITTED, random_texts
+from benchmarks.screens.shipped import FITTED, random_texts
 from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
 from classifiers.text.disguises.views import readings
 from classifiers.text.encoder.model import TextEncoder
@@ -119,7 +119,7 @@ class _Screens:
         rows = []
         for text in texts:
             encoded = self._encoder.encode(readings(text))
-            scores = encoded.highest(self._heads.scores(encoded.embeddings))
+            scores = encoded.windows.highest(self._heads.scores(encoded.embeddings))
             rows.append(np.nan_to_num(scores, nan=1.0).max(0) >= self._thresholds)
         return np.array(rows).reshape(len(texts), len(self._names))
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.disguises.writing import WRITTEN
 from guard.models.sources import resolve_source
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 
 QUESTIONS = (
     ("What is the capital of France?", "paris"),

@@ -33,6 +33,8 @@ _PARTS: Mapping[Kind, tuple[str, ...]] = {
     "prototype": ("unsafe", "benign"),
 }
 _TABLE = ("table_logits", "table_chances")
+_FIRST = "first_"
+"""How the tensors of a first stage begin, which is no part of the head."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +107,7 @@ class EmbeddingHead:
 
     @classmethod
     def from_tensors(cls, tensors: Tensors, settings: Mapping[str, Any]) -> EmbeddingHead:
-        """The head of an artifact; other settings are ignored.
+        """The head of an artifact; other settings, and a first stage, are ignored.
 
         Raises ValueError for tensors or settings that make no head.
         """
@@ -118,6 +120,7 @@ class EmbeddingHead:
                 f"a head's calibration is temperature or isotonic, not {calibration!r}"
             )
         names = {*_PARTS[kind], *(_TABLE if calibration == "isotonic" else ())}
+        tensors = {name: tensors[name] for name in tensors if not name.startswith(_FIRST)}
         if set(tensors) != names:
             raise ValueError(
                 f"a {kind} head with {calibration} calibration holds {', '.join(sorted(names))}, "
@@ -143,6 +146,13 @@ class Fitted(Protocol):
 
     tensors: Tensors
     settings: Mapping[str, Any]
+
+
+class EmbeddingScores(Protocol):
+    """What the methods of screens make of their guards: scores of embeddings."""
+
+    def scores(self, embeddings: Floats) -> Floats:
+        """Probabilities `[n, guards]`, float32, of `embeddings [n, width]`."""
 
 
 class EmbeddingHeads:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from classifiers.embeddings.first_stage import FirstStage
 from classifiers.embeddings.heads import EmbeddingHead, Floats, Kind
 
 Calibration = Literal["temperature", "isotonic"]
@@ -22,6 +23,8 @@ _PROTOTYPES = 24
 _SHARPNESS = 16.0
 _DAMPING = 10.0
 """The inverse of the ridge penalty. Embeddings have unit length, so the weights must be large."""
+_RIDGE = 1.0
+"""The ridge penalty of a first stage."""
 
 
 def train(
@@ -34,13 +37,32 @@ def train(
     """
     if unsafe.all() or not unsafe.any():
         raise ValueError("a head needs unsafe and benign examples to learn from")
-    shares = np.where(unsafe, weights / weights[unsafe].sum(), weights / weights[~unsafe].sum())
-    balanced = shares * len(unsafe) / 2
+    balanced = _balanced(unsafe, weights)
     if kind == "logistic":
         return _logistic(embeddings, unsafe, balanced)
     if kind == "mlp":
         return _mlp(embeddings, unsafe, balanced, seed)
     return _prototypes(embeddings, unsafe, balanced, seed)
+
+
+def first_stage(
+    static: Floats,
+    logits: Floats,
+    unsafe: Flags,
+    weights: NDArray[np.float64],
+    known: Flags,
+) -> FirstStage:
+    """A first stage that estimates a head's `logits [n]` from static embeddings `[n, width]`: a
+    ridge regression in which both classes weigh the same. Its cut clears nothing yet; `known
+    [vocabulary]` are the tokens of its texts."""
+    from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
+
+    mean = static.mean(axis=0)
+    centred = static - mean
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)
+    fitted = Ridge(alpha=_RIDGE).fit(centred, logits, _balanced(unsafe, weights))
+    weight, bias = np.asarray(fitted.coef_, np.float32), float(fitted.intercept_)
+    return FirstStage(weight, bias, np.asarray(mean, np.float32), known, -np.inf)
 
 
 def calibrated(
@@ -73,8 +95,14 @@ def calibrated(
     return replace(head, table=_rising(table), temperature=1.0)
 
 
+def _balanced(unsafe: Flags, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The weights, scaled so that both classes weigh the same."""
+    shares = np.where(unsafe, weights / weights[unsafe].sum(), weights / weights[~unsafe].sum())
+    return np.asarray(shares * len(unsafe) / 2)
+
+
 def _logistic(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64]) -> EmbeddingHead:
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
 
     fitted = LogisticRegression(C=_DAMPING, max_iter=2000).fit(embeddings, unsafe, weights)
     return EmbeddingHead("logistic", _float32(weight=fitted.coef_, bias=fitted.intercept_))

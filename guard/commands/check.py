@@ -19,14 +19,8 @@ from guard.commands.soundness import findings
 from guard.commands.tables import add_row, new_table
 from guard.config.checks import NO_POLICY
 from guard.config.kinds import kind_of
-from guard.config.schema import (
-    Config,
-    GuardConfig,
-    ModelConfig,
-    PatternsConfig,
-    TextAction,
-    load_config,
-)
+from guard.config.policy_schema import TextAction
+from guard.config.schema import Config, GuardConfig, ModelConfig, PatternsConfig, load_config
 from guard.errors import ConfigError, ModelError
 from guard.models.sources import resolve_source
 from steering.methods import SCREENS
@@ -134,6 +128,9 @@ def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> 
     policy = config.policy(name)
     return {
         "action": policy.action,
+        "actions": dict(policy.actions),
+        "scope": policy.scope,
+        "rewind": policy.rewind,
         "on_error": policy.on_error,
         "fallback": policy.fallback,
         "replacement": policy.replacement,

@@ -21,6 +21,7 @@ MAX_BYTES = 2**28
 SHOWN = 5
 """Missed prompts, and wrongly hit ones, that are printed."""
 
+_TEXT = re.compile(r"\btext(?=s?\b)")
 _SHARE = re.compile(r"^(-?[\d.]+)%")
 _TABLE: Mapping[str, Mapping[str, Any]] = tomllib.loads(
     (Path(__file__).parent / "explanations.toml").read_text("utf-8")
@@ -141,7 +142,15 @@ def explained(content: Mapping[str, Any]) -> Iterator[Explained]:
     of_fit = dict(_figures(content))
     for name, entry in _TABLE.items():
         if (value := of_fit.get(name)) is not None:
-            yield _of_table(entry, value, of_fit)
+            words = _of_table(entry, value, of_fit)
+            yield _about_images(words) if content.get("method") == "image-screen" else words
+
+
+def _about_images(words: Explained) -> Explained:
+    """What is said of a screen of texts, said of one of images."""
+    hidden = " although they are hidden (letters, codes, spellings)"
+    text = words.text.replace(hidden, " although they are altered")
+    return Explained(_TEXT.sub("image", text), words.verdict, _TEXT.sub("image", words.do))
 
 
 def _of_target(figure: Mapping[str, Any]) -> Explained:

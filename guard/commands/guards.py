@@ -6,7 +6,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from guard.config.schema import Config, GuardConfig, ModelConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig, ModelConfig
 from guard.errors import DataError
 
 MAX_BYTES = 2**24

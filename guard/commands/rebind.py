@@ -13,6 +13,7 @@ from rich.table import Table
 
 from guard.artifact import Artifact
 from guard.commands.fit.output import print_json, print_written, require_artifact_name
+from guard.config.schema import QUANTIZATIONS
 from guard.data.prompts import ForgetPrompt, RetainPrompt, read_rows
 from guard.errors import ArtifactError, DataError
 from guard.models.kind_checks import source_of
@@ -64,7 +65,10 @@ def rebind(
     ] = "transformers",
     quantization: Annotated[
         str | None,
-        typer.Option(help="As in `vllm serve --quantization`: vLLM quantises while it loads."),
+        typer.Option(
+            help="Quantise while loading: int8 or nf4, as `quantization` of a served model; in "
+            "vLLM what `vllm serve --quantization` takes."
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; vLLM chooses the device itself.")
@@ -84,8 +88,12 @@ def rebind(
         raise DataError(f"{target}: is the artifact itself: give another --out")
     if engine == "vllm" and device != "auto":
         raise DataError(f"--device {device}: vLLM chooses the device itself: leave it out")
-    if quantization and engine != "vllm":
-        raise DataError("--quantization is of vLLM: give --engine vllm, or a quantised --model")
+    if quantization and engine != "vllm" and quantization not in QUANTIZATIONS:
+        raise DataError(
+            f"--quantization {quantization}: transformers quantises to "
+            f"{' or '.join(QUANTIZATIONS)} here; for another one give --engine vllm, or a "
+            "quantised --model"
+        )
     fitted = Artifact.load(artifact)
     for each in filter(None, (model, original)):
         source_of(each, "language")
@@ -158,7 +166,7 @@ def _load(model: str, engine: str, device: str, quantization: str | None) -> Cha
         return VllmChat.load(model, quantization=quantization)
     from guard.models.chat import TransformersChat
 
-    return TransformersChat.load(model, device=device)
+    return TransformersChat.load(model, device=device, quantization=quantization)
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -19,14 +19,14 @@ from guard.config.schema import Config, GuardConfig, ModelConfig
 from guard.config.setting_checks import recheck_of
 from guard.errors import ArtifactError, ModelError
 from guard.models.recipes import RECIPES
-from guard.models.sources import added_model, resolve_source
+from guard.models.sources import GGUF, added_model, resolve_source
 from guard.plans.image_screens import encoder_card
+from guard.plans.text_encoders import encoder_for
 from steering.methods import SCREENS, method_named
 from steering.methods.fitted import FittedGuard
 
 _DEPTH, _WIDTH = ("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd")
 _MAX_WEIGHTS_BYTES = 4 * 2**30
-_ENCODER = "minilm"
 
 
 @dataclass
@@ -50,10 +50,11 @@ def findings(config: Config) -> Findings:
     folders = {m.name: _folder(i, m, found) for i, m in enumerate(config.models)}
     _compare(config, artifacts, folders, found)
     kinds: dict[str, Kind | None] = {name: kind_of(each.meta) for name, each in artifacts.items()}
-    if "text" in kinds.values() and added_model(_ENCODER) is None:
+    heads = [artifacts[name] for name, kind in kinds.items() if kind == "text"]
+    if heads and added_model(encoder := encoder_for(heads)) is None:
         found.warnings.append(
-            f"screens that are classifiers need the model {_ENCODER!r}, which is not there yet: "
-            f"run `guard models add {_ENCODER}`"
+            f"screens that are classifiers need the model {encoder!r}, which is not there yet: "
+            f"run `guard models add {encoder}`"
         )
     _images(config, artifacts, found)
     kinds |= {entry.name: "text" for entry in config.patterns}
@@ -114,6 +115,9 @@ def _folder(index: int, model: ModelConfig, found: Findings) -> Path | None:
         (found.warnings if is_later else found.problems).append(f"{place}: {error}")
         return None
     folder = Path(resolved)
+    if folder.suffix == GGUF:
+        _open_gguf(place, folder, found)
+        return None
     if not folder.is_dir():
         found.warnings.append(
             f"{place}: {model.source!r} is taken for a name on the hub, where it was not looked up"
@@ -126,6 +130,18 @@ def _folder(index: int, model: ModelConfig, found: Findings) -> Path | None:
         )
         return None
     return folder
+
+
+def _open_gguf(place: str, path: Path, found: Findings) -> None:
+    """Find a GGUF file that a server would not load."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return
+    from steering.engines.transformers.loading.gguf import GgufFile
+
+    try:
+        GgufFile.open(path)
+    except (OSError, ValueError) as error:
+        found.problems.append(f"{place}: {path} cannot be loaded: {error}")
 
 
 def _compare(

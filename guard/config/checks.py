@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from guard.artifact import Artifact
 from guard.config.artifact_paths import artifact_path
 from guard.config.kinds import KINDS, Kind, kind_of
+from guard.config.language_checks import language_problems, unsupported
 from guard.config.screen_checks import screen_problems, unreadable
 from guard.config.setting_checks import setting_problems
 from guard.config.toml_lines import KeyPath
@@ -142,6 +143,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     ]
     for name, policy in policies.items():
         yield from _fallback(name, policy)
+        yield from language_problems(name, policy, kinds)
         patterns = {str(entry.get("name")) for _, entry in lists}
         yield from screen_problems(name, policy, kinds, patterns, fitted_for)
         screen = _table(policy, "screen")
@@ -150,6 +152,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     for index, model in models:
         yield from _unknown("policy", _strings(model, ("models", index, "default_policy")), known)
         yield from _unfit(index, model, policies, kinds)
+        yield from _unknown_to_vllm(index, model, server, policies)
 
 
 _OF_MODELS = ("models", "weight", "plugin")
@@ -167,10 +170,24 @@ def _empty(name: str, policy: Mapping[str, Any], *, delegates: bool) -> Iterator
         )
 
 
-_KEYS: Mapping[Kind, tuple[str, ...]] = {
-    "language": ("max_context", "tool_parser"),
-    "images": ("steps", "guidance_scale", "max_steps"),
+_MODELS: Mapping[Kind, str] = {
+    "language": "language models",
+    "images": "models of images",
+    "text": "sentence encoders",
 }
+_KEYS: Mapping[str, tuple[Kind, ...]] = {
+    "max_context": ("language",),
+    "tool_parser": ("language",),
+    "pooling": ("language",),
+    "device_map": ("language",),
+    "quantization": ("language",),
+    "dtype": ("language", "images"),
+    "device": ("language", "images"),
+    "steps": ("images",),
+    "guidance_scale": ("images",),
+    "max_steps": ("images",),
+}
+"""Keys of `[[models]]` that are not for models of all kinds."""
 
 
 def _unfit(
@@ -184,13 +201,26 @@ def _unfit(
     kind = next((kind for known, kind in KINDS.items() if known == engine), None)
     if kind is None:
         return
-    for other, keys in _KEYS.items():
-        for key in keys:
-            if other != kind and key in model:
-                models_of_kind = "language models" if other == "language" else "models of images"
-                yield ("models", index, key), f"is for {models_of_kind}: leave it out"
+    for key, takers in _KEYS.items():
+        if kind not in takers and key in model:
+            named = " and ".join(_MODELS[taker] for taker in takers)
+            yield ("models", index, key), f"is for {named}: leave it out"
     if engine != "vllm" and "engine_options" in model:
         yield ("models", index, "engine_options"), 'is for engine = "vllm": leave it out'
+    if engine == "vllm":
+        for key in ("device_map", "quantization", "pooling"):
+            if key in model:
+                yield (
+                    ("models", index, key),
+                    "is not for vLLM, which has engine_options: leave it out",
+                )
+    if "device_map" in model and model.get("device", "auto") != "auto":
+        yield ("models", index, "device_map"), "chooses the device: leave 'device' out"
+    if engine != "transformers" and str(model.get("source")).endswith(".gguf"):
+        yield (
+            ("models", index, "source"),
+            'is a GGUF file, which engine = "transformers" alone reads',
+        )
     steps, max_steps = model.get("steps"), model.get("max_steps", DEFAULT_MAX_STEPS)
     if isinstance(steps, int) and isinstance(max_steps, int) and steps > max_steps:
         yield ("models", index, "steps"), f"is more than max_steps, {max_steps}: lower it"
@@ -198,11 +228,26 @@ def _unfit(
     policy = policies.get(name, {}) if isinstance(name, str) else {}
     guards = [text for _, text in _strings(policy, ("policies", str(name), "guards"))]
     if guards and all(kinds.get(guard, kind) not in SCREENS | {kind, None} for guard in guards):
-        other_kind = "language models" if kind == "images" else "models of images"
+        others = {kinds[guard] for guard in guards} - {kind, None}
+        named = " and ".join(text for other, text in _MODELS.items() if other in others)
         yield (
             ("models", index, "default_policy"),
-            f"all guards of {_short(name)} are for {other_kind}: choose another policy",
+            f"all guards of {_short(name)} are for {named}: choose another policy",
         )
+
+
+def _unknown_to_vllm(
+    index: int,
+    model: Mapping[str, Any],
+    server: Mapping[str, Any],
+    policies: Mapping[str, Mapping[str, Any]],
+) -> Iterator[Problem]:
+    """A default policy that asks for what a model's engine does not know."""
+    name = model.get("default_policy", server.get("default_policy"))
+    if model.get("engine") != "vllm" or not isinstance(name, str):
+        return
+    if reason := unsupported(policies.get(name, {})):
+        yield ("models", index, "engine"), f"the default policy {_short(name)} {reason}"
 
 
 def _fallback(name: str, policy: Mapping[str, Any]) -> Iterator[Problem]:

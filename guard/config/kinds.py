@@ -9,7 +9,7 @@ from guard.artifact import ArtifactMeta
 from steering.methods import KINDS as SEAM_KINDS
 from steering.methods import ModelKind
 
-Engine = Literal["transformers", "diffusers", "vllm"]
+Engine = Literal["transformers", "diffusers", "vllm", "onnxruntime"]
 Kind = ModelKind
 """What a guard acts on: language models, image models, or the texts and the image files of any
 model from outside."""
@@ -18,6 +18,7 @@ KINDS: Mapping[Engine, Kind] = {
     "transformers": "language",
     "diffusers": "images",
     "vllm": "language",
+    "onnxruntime": "text",
 }
 
 

@@ -13,12 +13,12 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
-    field_validator,
 )
 
 from guard.config.artifact_paths import artifact_path
 from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_check, schema_problem
 from guard.config.kinds import KINDS, Engine, Kind
+from guard.config.policy_schema import Names, PolicyConfig
 from guard.config.proxy_schema import ProxyConfig, UpstreamConfig
 from guard.config.section import Name, Section
 from guard.config.toml_lines import key_lines, line_of
@@ -26,38 +26,12 @@ from guard.errors import ConfigError, UnknownPolicy
 from guard.verdict import VerdictDetail
 
 MAX_CONFIG_BYTES = 2**24
-MAX_PROMPT_CHARS = 4000
-"""Limit of an image's prompt."""
-MAX_MESSAGE_CHARS = 2000
-"""Limit of the text that is read in place of a blocked answer."""
-
-TextAction = Literal["block", "redact", "flag", "observe", "route", "policy"]
-"""The action of a screen of text: "route" sends the request to another upstream or model, "policy"
-has the upstream's plugin apply a policy."""
-IMAGE_ACTIONS: frozenset[TextAction] = frozenset({"block", "flag", "observe"})
-"""The actions of a screen of images."""
-Action = Literal[
-    "steer",
-    "overlay",
-    "refine",
-    "perturb",
-    "block",
-    "flag",
-    "observe",
-    "redact",
-    "route",
-    "policy",
-]
-Place = Literal["system", "user", "assistant", "tool", "arguments", "images", "response"]
-"""Places of text: messages by role, tools and calls of them, prompts of images, the response."""
-PLACES: tuple[Place, ...] = get_args(Place)
-Fallback = Literal["block", "replace"]
-OnError = Literal["closed", "open"]
+Quantization = Literal["int8", "nf4"]
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+"""What the transformers engine quantises weights to while it loads them."""
 
 # Types are strict, but TOML has arrays and strings in place of tuples and paths.
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#@*]+)$")]
-Names = Annotated[tuple[Name, ...], Field(strict=False)]
-Places = Annotated[tuple[Place, ...], Field(strict=False, min_length=1)]
 FilePath = Annotated[Path, Field(strict=False)]
 
 
@@ -103,6 +77,10 @@ class ModelConfig(Section):
     `default_policy` overrides the server's. `max_context` is for language models; None is the
     model's limit. `steps` and `guidance_scale` are the defaults of requests for images (None: those
     of the pipeline), `max_steps` their limit. `engine_options` are arguments of vLLM's engine.
+    `device_map` "auto" lets accelerate choose the device. `quantization` packs weights while they
+    are loaded, to 8 bits or to 4 (NF4); guards are bound to them with `guard rebind`. `pooling`:
+    the embedding of a text is the mean of its tokens' states (None, too), or the state of its last
+    token. The engine "onnxruntime" is for sentence encoders, which give embeddings.
     `tool_parser` names the form in which a language model calls tools; None finds it in the chat
     template.
     """
@@ -114,6 +92,9 @@ class ModelConfig(Section):
     device: str = Field(default="auto", min_length=1)
     default_policy: Name | None = None
     max_context: int | None = Field(default=None, ge=1)
+    device_map: Literal["auto"] | None = None
+    quantization: Quantization | None = None
+    pooling: Literal["mean", "last"] | None = None
     steps: int | None = Field(default=None, ge=1, le=1000)
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
     max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000)
@@ -153,61 +134,6 @@ class PatternsConfig(Section):
 
     name: Name
     source: str = Field(min_length=1)
-
-
-class ScreenConfig(Section):
-    """`[policies.NAME.screen]`: what the policy's screens of texts and images read, and how they
-    act.
-
-    `look` are the places that are read, `looks` overrides it for single guards; without either a
-    screen reads the places that it was fitted for, or all where it does not say. `actions`
-    overrides the policy's action for single guards. `turns` of the conversation are read together.
-    `hold_back_chars` of a streamed answer are held back until they are read, for `hold_back_ms` at
-    most (None: without limit). `race`: the request is sent to the model while it is being read.
-    `restore`: redacted values are restored in the answer. `unscreened` content passes unread: paths
-    ("/v1/files*"), or "images", "audio", "files", "tokens", "templates". `upstream` and `model` are
-    for the action "route", `upstream_policy` for "policy". `ocr`: the policy's screens of text read
-    the text in images too.
-    """
-
-    look: Places | None = None
-    turns: int = Field(default=1, ge=1, le=32)
-    hold_back_chars: int = Field(default=200, ge=16, le=16_384)
-    hold_back_ms: float | None = Field(default=None, gt=0)
-    race: bool = False
-    restore: bool = False
-    unscreened: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    actions: dict[Name, TextAction] = {}
-    looks: dict[Name, Places] = {}
-    upstream: Name | None = None
-    model: str | None = Field(default=None, min_length=1)
-    upstream_policy: Name | None = None
-    ocr: bool = False
-
-    @field_validator("unscreened")
-    @classmethod
-    def _named_as_in_verdicts(cls, passing: tuple[str, ...]) -> tuple[str, ...]:
-        # verdicts use "pictures", the first name of this kind of content
-        return tuple("pictures" if name == "images" else name for name in passing)
-
-
-class PolicyConfig(Section):
-    """One `[policies.NAME]`.
-
-    The actions "steer", "overlay", "refine" and "perturb" all mean the action of the guard's
-    method. `fallback` is for images from which the concept could not be removed: they are blocked,
-    or replaced by an image of the prompt `replacement`. `debug` lets requests ask for masks of what
-    guards have written on their images. `message` is read in place of what is blocked.
-    """
-
-    guards: Names = ()
-    action: Action = "steer"
-    on_error: OnError = "closed"
-    fallback: Fallback = "block"
-    replacement: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARS)
-    debug: bool = False
-    message: str | None = Field(default=None, min_length=1, max_length=MAX_MESSAGE_CHARS)
-    screen: ScreenConfig = ScreenConfig()
 
 
 class KeyConfig(Section):

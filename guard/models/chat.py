@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from guard.models.kind_checks import source_of
 from guard.reporting.progress import Stages
 from steering.engines.transformers.continuations import Continued, Losses, continuation_losses
 from steering.engines.transformers.engine import RowStart, TransformersEngine
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 from steering.engines.transformers.offline import (
     Advance,
     Tokens,
@@ -25,6 +25,7 @@ from steering.engines.transformers.offline import (
     token_losses,
     token_states,
 )
+from steering.engines.transformers.rewinding import AnswerPolicy, Sentences
 from steering.engines.transformers.sampling import RowSampling
 from steering.engines.transformers.tokens import PromptTokenizer
 from steering.engines.transformers.vision.base import VisionFamily
@@ -100,9 +101,18 @@ class ChatModel(ABC):
         content: Any = [*parts, {"type": "text", "text": text}] if parts else text
         return self._prompts.chat([*before, {"role": "user", "content": content}])
 
-    def given(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
-        """Prompts as they are, and those of texts."""
-        return [self.prompt(each) if isinstance(each, str) else each for each in prompts]
+    def given(self, prompts: Sequence[str | Prompt], *, by_turn: bool = False) -> list[Prompt]:
+        """Prompts as they are, and those of texts; `by_turn`: guards decide on the text alone, not
+        on what the chat template writes before it."""
+        given = [self.prompt(each) if isinstance(each, str) else each for each in prompts]
+        if not by_turn:
+            return given
+        return [
+            replace(prompt, turn=self._tokens.before_turn([{"role": "user", "content": text}]))
+            if isinstance(text, str)
+            else prompt
+            for text, prompt in zip(prompts, given, strict=True)
+        ]
 
     def text(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text, without special tokens."""
@@ -195,16 +205,25 @@ class TransformersChat(ChatModel):
         self.model = model
 
     @classmethod
-    def load(cls, source: str, *, dtype: str = "float32", device: str = "auto") -> TransformersChat:
-        """Load a model by its name in the store, its directory or its hub name. Raises
-        ModelError."""
+    def load(
+        cls,
+        source: str,
+        *,
+        dtype: str = "float32",
+        device: str = "auto",
+        quantization: str | None = None,
+    ) -> TransformersChat:
+        """Load a model by its name in the store, its directory, its GGUF file or its hub name.
+        Raises ModelError."""
+        resolved = source_of(source, "language")
         try:
             model, tokenizer, vision = load_language_model(
-                source_of(source, "language"), dtype=dtype, device=device
+                resolved, dtype=dtype, device=device, quantization=quantization
             )
         except ValueError as error:
             raise ModelError(f"model {source!r}: {error}") from error
-        return cls(model, tokenizer, name=source, vision=vision)
+        name = f"{source} ({quantization} at load)" if quantization else source
+        return cls(model, tokenizer, name=name, vision=vision)
 
     @property
     def fitted_model(self) -> FittedModel:
@@ -243,10 +262,13 @@ class TransformersChat(ChatModel):
         bank: HiddenBank | None = None,
         guards: Sequence[RowGuard] = (),
         scored: Sequence[tuple[int, ...]] = (),
+        policy: AnswerPolicy | None = None,
     ) -> list[GuardedAnswer]:
         """As `ChatModel.answer`; `scored` are tokens for each prompt, whose log-probabilities as
-        the first token of the answer are wanted; empty where none are."""
+        the first token of the answer are wanted; empty where none are. Answers go back or end as
+        `policy` says."""
         samplings = [RowSampling(scored=tokens) for tokens in scored or [()] * len(prompts)]
+        asked = self.given(prompts, by_turn=policy is not None and policy.by_turn)
         engine = TransformersEngine(
             self.model, bank or HiddenBank(), capacity=BATCH, vision=self.vision
         )
@@ -255,16 +277,20 @@ class TransformersChat(ChatModel):
                 engine,
                 [
                     RowStart(prompt, guards, sampling)
-                    for prompt, sampling in zip(self.given(prompts), samplings, strict=True)
+                    for prompt, sampling in zip(asked, samplings, strict=True)
                 ],
                 max_tokens=max_tokens,
                 end_tokens=self.end_tokens,
                 advance=progress(what, len(prompts)),
+                policy=policy,
+                sentences=Sentences(self.tokenizer),
             )
         finally:
             engine.close()
         return [
-            GuardedAnswer(self.text(row.tokens), row.tokens, row.readings, row.scores)
+            GuardedAnswer(
+                f"{self.text(row.tokens)}{row.message}", row.tokens, row.readings, row.scores
+            )
             for row in rows
         ]
 

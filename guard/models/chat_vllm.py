@@ -20,6 +20,7 @@ from guard.config.vllm_plugin import CONFIG, POLICY
 from guard.errors import GuardFailed, ModelError
 from guard.models.chat import Answers, ChatModel, GuardedAnswer, end_tokens
 from guard.models.kind_checks import source_of
+from guard.models.sources import GGUF
 from guard.reporting.progress import Stages
 from steering.engines.transformers.offline import Advance, Tokens, nothing
 from steering.hidden.bank import HiddenBank
@@ -73,6 +74,8 @@ class VllmChat(ChatModel):
                 "leave out --engine"
             ) from error
         resolved = source_of(source, "language")
+        if resolved.endswith(GGUF):
+            raise ModelError(f"model {source!r} is a GGUF file: leave out --engine to read it")
         try:
             folder = Path(resolved) if Path(resolved).is_dir() else _download(resolved)
             engine = VllmEngine(str(folder), quantization)

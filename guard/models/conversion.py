@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guard.errors import ModelError
+
+if TYPE_CHECKING:
+    from steering.engines.transformers.loading.gguf import Unpacked
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 EMOJI_WEIGHTS = _EXAMPLES / "emoji" / "weights"
@@ -28,29 +30,16 @@ def convert_gguf(folder: Path, target: Path, dtype: str = "float32") -> None:
     tokenizer.save_pretrained(target)
 
 
-def _unpacked(folder: Path, dtype: str = "float32") -> tuple[Any, Any]:
-    """The model of the GGUF file in `folder`, in `dtype`, and its tokenizer.
-
-    `save_pretrained` refuses a model whose config says that it is quantised, which a model from
-    GGUF does although its weights are unpacked. So it is rebuilt from its config without that
-    entry.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _unpacked(folder: Path, dtype: str = "float32") -> Unpacked:
+    """The model of the GGUF file in `folder`, in `dtype`, and its tokenizer."""
+    # imported here: whoever lists recipes needs no torch
     from transformers.utils import logging
+
+    from steering.engines.transformers.loading.gguf import load_gguf
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would run through ours
     (gguf,) = folder.rglob("*.gguf")
-    place, file = str(gguf.parent), gguf.name
-    kind = getattr(torch, dtype)
-    # the bar of the unpacking knows no such switch
-    with contextlib.redirect_stderr(io.StringIO()):
-        quantised = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=kind)
-    entries = quantised.config.to_dict()
-    entries.pop("quantization_config", None)
-    model = type(quantised)(type(quantised.config).from_dict(entries)).to(kind)
-    model.load_state_dict(quantised.state_dict())
-    return model, AutoTokenizer.from_pretrained(place, gguf_file=file)
+    return load_gguf(gguf, dtype)
 
 
 def assemble_portraits(folder: Path, target: Path, weights: Path = PORTRAITS_WEIGHTS) -> None:
@@ -121,6 +110,16 @@ def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) ->
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), "utf-8")
     for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
         shutil.copy(minilm / name, tokenizer / name)
+
+
+def convert_e5(folder: Path, target: Path, *, file: str, name: str) -> None:
+    """Write Multilingual E5 for the screens of text, in int8."""
+    from classifiers.text.encoder.conversion import convert
+    from classifiers.text.encoder.e5_file import unpack
+
+    with tempfile.TemporaryDirectory() as unpacked:
+        unpack(folder / file, Path(unpacked))
+        convert(Path(unpacked), target, name=name, precision="int8", prefix="query:")
 
 
 def convert_open_nsfw(folder: Path, target: Path) -> None:

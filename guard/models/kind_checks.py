@@ -9,7 +9,7 @@ from typing import Any
 
 from guard.config.kinds import Kind
 from guard.errors import ModelError
-from guard.models.sources import resolve_source
+from guard.models.sources import GGUF, resolve_source
 
 _NAMES: Mapping[Kind, str] = {
     "language": "a language model",
@@ -50,7 +50,7 @@ def kind_of_model(source: str) -> Kind:
         folder = Path(resolve_source(source))
     except ModelError:
         return "language"
-    if folder.is_dir():
+    if folder.exists():
         return kind_of_files(folder) or "language"
     return "images" if _is_on_hub(str(folder), "model_index.json") else "language"
 
@@ -68,7 +68,10 @@ def _is_on_hub(repository: str, name: str) -> bool:
 
 
 def kind_of_files(folder: Path) -> Kind | None:
-    """The kind of the model in a folder; None for one of no known kind, and for a hub name."""
+    """The kind of the model in a folder or a GGUF file; None for one of no known kind, and for a
+    hub name."""
+    if folder.suffix == GGUF:
+        return "language"
     if (folder / "model_index.json").is_file():
         return "images"
     if (folder / "encoder.onnx").is_file():

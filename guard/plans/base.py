@@ -6,12 +6,13 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from guard.artifact import Artifact
 from guard.config.kinds import Kind, kind_of
-from guard.config.schema import Action, Config, Fallback, GuardConfig, OnError, PolicyConfig
+from guard.config.policy_schema import Action, Fallback, OnError, PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
 from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
 from steering.hidden.rows import RowGuard
@@ -100,6 +101,9 @@ class AnyReading(Protocol):
     def valid(self) -> bool: ...
 
 
+OF_METHODS: frozenset[Action] = frozenset({"steer", "overlay", "refine", "perturb"})
+"""The actions that stand for the one of the guard's method."""
+
 R = TypeVar("R", bound=AnyReading)
 T = TypeVar("T")
 P = TypeVar("P", bound="Plan[Any]")
@@ -111,6 +115,7 @@ class Plan(ABC, Generic[R]):
 
     `unfit` is True where the policy has guards, but none for this kind of model. `texts` are its
     screens of texts and images, which the server or the proxy runs, not the model's runtime.
+    `actions` are those of single guards, in place of `action`.
     """
 
     policy: str
@@ -122,6 +127,7 @@ class Plan(ABC, Generic[R]):
     fallback: Fallback = "block"
     replacement: str | None = None
     texts: tuple[str, ...] = ()
+    actions: Mapping[str, Action] = field(default_factory=dict)
 
     @property
     def refuses(self) -> bool:
@@ -130,8 +136,9 @@ class Plan(ABC, Generic[R]):
 
     @property
     def acts(self) -> bool:
-        """Whether a guard that fires takes the action of its method."""
-        return self.action in {"steer", "overlay", "refine", "perturb"}
+        """Whether a guard that fires takes the action of its method, unless it has one of its
+        own."""
+        return self.action in OF_METHODS
 
     def require_whole(self) -> None:
         """Raise GuardFailed where a guard is broken and this policy fails closed."""
@@ -168,7 +175,7 @@ class Plan(ABC, Generic[R]):
                 name=guard.name,
                 threshold=guard.threshold,
                 strength=guard.strength,
-                acts=self.acts and not guard.shadow,
+                acts=self.action_of(guard) in OF_METHODS,
                 recheck=guard.recheck,
             )
             for guard in self.guards
@@ -206,18 +213,25 @@ class Plan(ABC, Generic[R]):
             elapsed_ms=round(elapsed_ms, 3),
         )
 
+    def action_of(self, guard: LoadedGuard) -> Action:
+        """The guard's action under this policy."""
+        return "observe" if guard.shadow else self.actions.get(guard.name, self.action)
+
     def done(self, guard: LoadedGuard, reading: R) -> Done:
         """The action taken for a reading that has fired."""
-        if guard.shadow:
-            return "observe"
-        return guard.action if self.acts else self.action
+        action = self.action_of(guard)
+        return guard.action if action in OF_METHODS else action
 
     def blocks(self, readings: Mapping[str, R]) -> bool:
-        """Whether the policy's action is to block, and a guard that is not in shadow has fired."""
-        return self.action == "block" and any(
+        """Whether a guard has fired whose action is to block."""
+        return self.has_fired(readings, "block")
+
+    def has_fired(self, readings: Mapping[str, R], action: Action) -> bool:
+        """Whether a guard with this action has fired."""
+        return any(
             reading.fired
             for guard in self.guards
-            if not guard.shadow and (reading := readings.get(guard.name)) is not None
+            if self.action_of(guard) == action and (reading := readings.get(guard.name)) is not None
         )
 
     @abstractmethod
@@ -325,6 +339,7 @@ def resolve(
         texts=texts,
         fallback=policy.fallback if policy.replacement else "block",
         replacement=policy.replacement,
+        actions=policy.actions,
     )
 
 

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from classifiers.embeddings.heads import Floats
+from classifiers.embeddings.first_stage import FirstStage, FirstStages
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingScores, Floats
 from guard.artifact import Artifact
-from guard.config.schema import PLACES, GuardConfig, Place
+from guard.config.policy_schema import PLACES, Place
+from guard.config.schema import GuardConfig
 from guard.errors import GuardError
 from steering.methods import Method, method_named
 from steering.methods.fitted import FittedGuard
 
 Loaded = Sequence[tuple[GuardConfig, Artifact]]
 """Guards with their artifacts."""
-
-
-class EmbeddingScores(Protocol):
-    """What the methods of screens make of their guards: scores of embeddings."""
-
-    def scores(self, embeddings: Floats) -> Floats:
-        """Probabilities `[n, guards]`, float32, of `embeddings [n, width]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +35,15 @@ class Head:
 
 
 class Heads:
-    """All heads on one encoder. `fails` is called for each guard that does not load, with the
-    reason."""
+    """All heads on one encoder, and `first`, their first stages, None where no head has one.
+    `fails` is called for each guard that does not load, with the reason."""
 
     def __init__(
         self, guards: Loaded, fingerprint: str, served: str, fails: Callable[[str, str], None]
     ) -> None:
         fitted: dict[Method, list[FittedGuard]] = {}
         facts: dict[str, tuple[Artifact, float, frozenset[Place]]] = {}
+        stages: dict[str, FirstStage | None] = {}
         for setting, artifact in guards:
             guard = FittedGuard(setting.name, artifact.tensors, artifact.meta.settings)
             try:
@@ -55,13 +51,16 @@ class Heads:
                 method = method_named(artifact.meta.method)
                 method.stacked([guard])
                 method.require_in_range({"threshold": setting.threshold}, setting.name)
-                threshold = _threshold(artifact.meta.settings)
+                fitted_threshold = _threshold(artifact.meta.settings)
+                stage = FirstStage.of(artifact.tensors, artifact.meta.settings)
                 places = _places(artifact.meta.settings)
             except (GuardError, ValueError) as error:
                 fails(setting.name, f"{setting.artifact}: {error}")
                 continue
-            threshold = threshold if setting.threshold is None else setting.threshold
+            threshold = fitted_threshold if setting.threshold is None else setting.threshold
             facts[setting.name] = artifact, threshold, places
+            # its cut was made for the fitted threshold: under a lower one it would clear too much
+            stages[setting.name] = stage if threshold >= fitted_threshold else None
             fitted.setdefault(method, []).append(guard)
         self._stacks: tuple[EmbeddingScores, ...] = tuple(
             method.stacked(of_method) for method, of_method in fitted.items()
@@ -72,10 +71,29 @@ class Heads:
             for column, name in enumerate(names)
             for artifact, threshold, places in (facts[name],)
         )
+        self.first = _first_stages(self.all, stages, facts)
 
     def scores(self, embeddings: Floats) -> Floats:
         """Probabilities `[n, heads]`, float32, of `embeddings [n, width]`."""
         return np.concatenate([stack.scores(embeddings) for stack in self._stacks], axis=1)
+
+
+def _first_stages(
+    heads: Sequence[Head],
+    stages: Mapping[str, FirstStage | None],
+    facts: Mapping[str, tuple[Artifact, float, frozenset[Place]]],
+) -> FirstStages | None:
+    if not any(stages.values()):
+        return None
+    teachers: list[EmbeddingHead | None] = []
+    for head in heads:
+        artifact = facts[head.name][0]
+        has_stage = stages[head.name] is not None
+        parts = artifact.tensors, artifact.meta.settings
+        teachers.append(EmbeddingHead.from_tensors(*parts) if has_stage else None)
+    return FirstStages(
+        [stages[head.name] for head in heads], teachers, [head.threshold for head in heads]
+    )
 
 
 def _threshold(settings: Mapping[str, Any]) -> float:

@@ -5,16 +5,26 @@ Needs torch (through steering): imported where a model is, never by `import guar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from guard.artifact import Artifact
+from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import Config, GuardConfig
 from guard.config.setting_checks import recheck_of
 from guard.errors import ArtifactError
-from guard.plans.base import LoadedGuard, Plan, PolicyPlans, finite, resolve, select_guards
+from guard.plans.base import (
+    GuardSelection,
+    LoadedGuard,
+    Plan,
+    PolicyPlans,
+    finite,
+    resolve,
+    select_guards,
+)
 from guard.verdict import Done, GuardVerdict
 from steering.engines.transformers.layers import decoder_layers
 from steering.fingerprint import fingerprint, quantisation_of
@@ -26,10 +36,60 @@ from steering.methods.stacking import MethodGuard, stacks
 from steering.methods.suppression_list import entry_of
 from steering.offloaded import execution_device
 
+SAID_LATER = "I can't say anything about that."
+"""Ends an answer that cannot be steered away from a topic, where the policy has no message."""
+
 
 @dataclass(frozen=True)
 class LanguagePlan(Plan[Reading]):
-    """A policy for one language model."""
+    """A policy for one language model.
+
+    With `rewinds`, an answer in which a guard fires goes back to the end of its last sentence.
+    `message` is what is said in place of an answer, or of the rest of one. `by_turn`: guards decide
+    on the last turn of the user and on what follows it.
+    """
+
+    rewinds: bool = False
+    message: str = SAID_LATER
+    by_turn: bool = False
+
+    @property
+    def may_end(self) -> bool:
+        """Whether a guard that fires may end the answer."""
+        return any(self.action_of(guard) in {"block", "say"} for guard in self.guards)
+
+    @property
+    def says_later(self) -> bool:
+        """Whether a guard that fires on an answer may end it with the message."""
+        return any(
+            guard.recheck is not None and self.action_of(guard) == "say" for guard in self.guards
+        )
+
+    def ending(self, readings: Mapping[str, Reading]) -> Literal["block", "say"] | None:
+        """How guards that have fired end the answer; None where it goes on."""
+        if self.blocks(readings):
+            return "block"
+        return "say" if self.has_fired(readings, "say") else None
+
+    def done(self, guard: LoadedGuard, reading: Reading) -> Done:
+        return "say" if reading.stuck else super().done(guard, reading)
+
+    def outside(self, where: str) -> LanguagePlan:
+        """The plan for `where`, which does not run the batching engine: broken where it asks for
+        what that alone does."""
+        asked = {
+            'the action "say"': self.action == "say" or "say" in self.actions.values(),
+            "actions of single guards": bool(self.actions),
+            "rewind = true": self.rewinds,
+            'scope = "turn"': self.by_turn,
+        }
+        for words, is_asked in asked.items():
+            if is_asked and self.guards:
+                return self.failed(
+                    f"{where} does not know {words}: leave it out of the policy, or run the model "
+                    'with `guard serve` and engine = "transformers"'
+                )
+        return self
 
     def _guard_verdict(self, guard: LoadedGuard, reading: Reading, done: Done) -> GuardVerdict:
         return GuardVerdict(
@@ -41,6 +101,7 @@ class LanguagePlan(Plan[Reading]):
             fired=reading.fired,
             action=done,
             position=reading.position,
+            steps=reading.rewinds,
             error=None if reading.valid else "the guard met NaN in the model's activations",
         )
 
@@ -75,13 +136,14 @@ class ServedModel:
             quantisation=str(quantisation_of(model) or ""),
         )
 
-    def remedy(self, artifact: Artifact, path: object) -> str:
-        """What to do about an artifact, in the file `path`, that was fitted on another model."""
+    def remedy(self, artifact: Artifact, path: object, model: str = "--model ...") -> str:
+        """What to do about an artifact, in the file `path`, that was fitted on another model;
+        `model` are the options of `guard rebind` that name this one."""
         fitted = artifact.meta.model
         if (fitted.layers, fitted.width) != (self.depth, self.width):
             return "fit it on that model"
         what = f"is quantised ({self.quantisation})" if self.quantisation else "has other weights"
-        return f"it {what}; run `guard rebind {path} --model ...` for it, or fit it on that model"
+        return f"it {what}; run `guard rebind {path} {model}` for it, or fit it on that model"
 
 
 class LanguagePlans(PolicyPlans[LanguagePlan]):
@@ -97,7 +159,7 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
         self.served = served
 
         def load(setting: GuardConfig, artifact: Artifact) -> tuple[LoadedGuard, MethodGuard]:
-            remedy = served.remedy(artifact, setting.artifact)
+            remedy = served.remedy(artifact, setting.artifact, _named(config, name))
             artifact.require_model(served.fingerprint, served=name, remedy=remedy)
             return _guard(setting, artifact, served)
 
@@ -109,7 +171,7 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
         self._loaded = loaded
         super().__init__(
             {
-                policy: resolve(LanguagePlan, policy, config.policy(policy), loaded, selection)
+                policy: _plan(policy, config.policy(policy), loaded, selection)
                 for policy in config.policy_names
             }
         )
@@ -142,6 +204,30 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
         )
         kept = zip(before, now, strict=False)
         return bool(before) and len(now) >= len(before) and all(b in ("", a) for a, b in kept)
+
+
+def _plan(
+    name: str,
+    policy: PolicyConfig,
+    loaded: Mapping[str, LoadedGuard],
+    selection: GuardSelection[tuple[LoadedGuard, MethodGuard]],
+) -> LanguagePlan:
+    plan = resolve(LanguagePlan, name, policy, loaded, selection)
+    message = policy.message or SAID_LATER
+    by_turn = policy.scope == "turn"
+    return replace(plan, rewinds=policy.rewind, message=message, by_turn=by_turn)
+
+
+def _named(config: Config, name: str) -> str:
+    """The options of `guard rebind` that name a model of the configuration."""
+    model = next((each for each in config.models if each.name == name), None)
+    if model is None:
+        return "--model ..."
+    options = f"--model {model.source}"
+    if model.engine == "vllm":
+        options += " --engine vllm"
+    quantization = model.quantization or model.engine_options.get("quantization")
+    return f"{options} --quantization {quantization}" if quantization else options
 
 
 def _guard(

@@ -46,7 +46,7 @@ class Revision:
 
     def __init__(self, config: Config, served: ServedModel, name: str, number: int = 0) -> None:
         plans = LanguagePlans(config, served, name=name)
-        all_plans = [plans[policy] for policy in config.policy_names]
+        all_plans = [plans[policy].outside("vLLM") for policy in config.policy_names]
         self.served, self.model, self.number = served, name, number
         self.guards: Mapping[str, MethodGuard] = {
             _unique(guard): plans.guards[guard.name].named(_unique(guard))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar, cast, get_args
 
+from classifiers.text.cascade import Cascade
 from classifiers.text.disguises.unreadable import unreadable
 from classifiers.text.disguises.views import PLAIN
 from classifiers.text.encoder.model import TextEncoder
@@ -18,26 +19,15 @@ from classifiers.text.patterns.matching import Match, PatternSet
 from guard.artifact import Artifact
 from guard.config.kinds import kind_of
 from guard.config.pattern_lists import read_patterns
-from guard.config.schema import (
-    IMAGE_ACTIONS,
-    PLACES,
-    Config,
-    GuardConfig,
-    OnError,
-    PatternsConfig,
-    Place,
-    ScreenConfig,
-)
-from guard.config.schema import TextAction as Action
-from guard.errors import ArtifactError, GuardError, GuardFailed, ModelError, PolicyUnfit
-from guard.models.sources import resolve_source
+from guard.config.policy_schema import IMAGE_ACTIONS, PLACES, OnError, Place, ScreenConfig
+from guard.config.policy_schema import TextAction as Action
+from guard.config.schema import Config, GuardConfig, PatternsConfig
+from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
 from guard.plans.heads import Head, Heads, Loaded
 from guard.plans.image_screens import ImageClassifiers, load_classifiers, load_ocr
+from guard.plans.text_encoders import added_encoder, encoder_for
 
 logger = logging.getLogger(__name__)
-
-ENCODER = "minilm"
-"""The added model that embeds text for all heads."""
 
 CHANGES: frozenset[Action] = frozenset({"redact", "route", "policy"})
 """Actions that change the request before it is sent."""
@@ -65,6 +55,8 @@ class Screen:
     head: int | None = None
     places: frozenset[Place] = frozenset(PLACES)
     """The places whose texts or images the screen reads."""
+    first_stage: bool = False
+    """Whether a text may be cleared without the encoder, its score being an estimate."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +174,8 @@ class TextPlan:
 class TextPlans:
     """Every policy of a configuration, and all heads that they share.
 
-    `encoder` is loaded where a head on texts needs it, else None, and `images` where a policy reads
-    images. A screen that does not load breaks the
+    `encoder` is loaded where a head on texts needs it, else None, `cascade` runs the heads on it,
+    and `images` is there where a policy reads images. A screen that does not load breaks the
     policies that name it. Guards of models are for whatever runs the model; where nothing behind
     the screens does (`runs_models` False, a proxy), they break their policies too, except those
     that the plugin of an upstream applies.
@@ -192,7 +184,7 @@ class TextPlans:
     def __init__(
         self,
         config: Config,
-        load_encoder: Callable[[], TextEncoder] | None = None,
+        load_encoder: Callable[[str], TextEncoder] = added_encoder,
         *,
         runs_models: bool = True,
     ) -> None:
@@ -203,9 +195,9 @@ class TextPlans:
         self._images: dict[str, ImageScreen] = {}
         artifacts = self._artifacts(config.guards)
         self.encoder: TextEncoder | None = None
-        self.heads: Heads | None = None
+        self.cascade: Cascade | None = None
         if artifacts["text"]:
-            self._load_heads(artifacts["text"], load_encoder or _added_encoder)
+            self._load_heads(artifacts["text"], load_encoder)
         self._lists = self._patterns(config.patterns)
         self.images = self._load_images(config, artifacts["pixels"])
         self._plans = {name: self._plan(config, name) for name in config.policy_names}
@@ -220,6 +212,11 @@ class TextPlans:
     def screens(self) -> Sequence[TextScreen]:
         """All screens that can be applied, as fitted, with the action "observe"."""
         return [*self._heads.values(), *self._lists.values()]
+
+    @property
+    def image_screens(self) -> Sequence[ImageScreen]:
+        """All screens of images that can be applied, as fitted, with the action "observe"."""
+        return list(self._images.values())
 
     def _artifacts(
         self, settings: Sequence[GuardConfig]
@@ -239,15 +236,17 @@ class TextPlans:
                 self._inside.add(setting.name)
         return loaded
 
-    def _load_heads(self, artifacts: Loaded, load_encoder: Callable[[], TextEncoder]) -> None:
+    def _load_heads(self, artifacts: Loaded, load_encoder: Callable[[str], TextEncoder]) -> None:
+        name = encoder_for(artifact for _, artifact in artifacts)
         try:
-            self.encoder = load_encoder()
+            self.encoder = load_encoder(name)
         except GuardError as error:
             for setting, _ in artifacts:
                 self._fails(setting.name, error.message)
             return
-        heads = Heads(artifacts, self.encoder.fingerprint, ENCODER, self._fails)
-        self.heads = heads if heads.all else None
+        heads = Heads(artifacts, self.encoder.fingerprint, name, self._fails)
+        if heads.all:
+            self.cascade = Cascade(self.encoder, heads, heads.first)
         self._heads = {head.name: TextScreen(**_of_head(head)) for head in heads.all}
 
     def _load_images(self, config: Config, artifacts: Loaded) -> ImageClassifiers | None:
@@ -309,6 +308,7 @@ class TextPlans:
             return replace(
                 screen,
                 action="observe" if screen.name in shadows else action,
+                first_stage=policy.screen.first_stage,
                 places=frozenset(
                     policy.screen.looks.get(screen.name) or policy.screen.look or screen.places
                 ),
@@ -331,10 +331,3 @@ def _of_head(head: Head) -> dict[str, Any]:
     fields: dict[str, Any] = {"name": head.name, "concept": head.concept, "method": head.method}
     fields |= {"threshold": head.threshold, "head": head.column, "places": head.places}
     return fields | {"action": "observe"}
-
-
-def _added_encoder() -> TextEncoder:
-    try:
-        return TextEncoder.load(resolve_source(ENCODER))
-    except ValueError as error:
-        raise ModelError(str(error)) from error

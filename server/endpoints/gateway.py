@@ -20,9 +20,12 @@ from server.errors import InvalidParameter, RequestTimeout, WrongEndpoint
 from server.observe.exchange import exchange_of
 from server.observe.metrics import Metrics
 from server.services.interface import (
+    Capability,
+    EmbeddingService,
     ImageModelInfo,
     ImageService,
     LanguageModelInfo,
+    ModelInfo,
     SamplingParams,
     Service,
     TextRowRequest,
@@ -100,19 +103,21 @@ class Gateway:
         """The service of a language model. Raises UnknownModel and WrongEndpoint."""
         service = self.service(model)
         if not isinstance(service.info, LanguageModelInfo):
-            raise WrongEndpoint(
-                f"The model {model!r} generates images: use /v1/images/generations.", param="model"
-            )
+            raise _wrong_endpoint(service.info, "generates no text")
         return cast(TextService, service)
+
+    def embedding_service(self, model: str) -> EmbeddingService:
+        """The service of a model that gives embeddings. Raises UnknownModel and WrongEndpoint."""
+        service = self.service(model)
+        if "embeddings" not in service.info.capabilities:
+            raise _wrong_endpoint(service.info, "gives no embeddings")
+        return cast(EmbeddingService, service)
 
     def image_service(self, model: str) -> ImageService:
         """The service of an image model. Raises UnknownModel and WrongEndpoint."""
         service = self.service(model)
         if not isinstance(service.info, ImageModelInfo):
-            raise WrongEndpoint(
-                f"The model {model!r} generates text, no images: use /v1/chat/completions.",
-                param="model",
-            )
+            raise _wrong_endpoint(service.info, "generates no images")
         return cast(ImageService, service)
 
     async def admit(
@@ -243,6 +248,23 @@ class Gateway:
 
     def _count(self, model: str, usage: Usage) -> None:
         self.metrics.count_tokens(model, usage.prompt, usage.completion)
+
+
+_ENDPOINTS: Mapping[Capability, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "images": "/v1/images/generations",
+    "embeddings": "/v1/embeddings",
+}
+
+
+def _wrong_endpoint(info: ModelInfo, lacks: str) -> WrongEndpoint:
+    """The error for a model that is asked for what it `lacks`, naming where it can be asked."""
+    paths = [path for capability, path in _ENDPOINTS.items() if capability in info.capabilities]
+    return WrongEndpoint(
+        f"The model {info.name!r} {lacks}: use {' or '.join(paths)}, or another model.",
+        param="model",
+    )
 
 
 def _nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:

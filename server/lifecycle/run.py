@@ -109,4 +109,4 @@ def _screens(config: Config, recorder: Recorder) -> Screens | None:
     plans = TextPlans(config)
     if not (plans.active or plans.screens):
         return None
-    return Screens(plans, Screener(plans.encoder, plans.heads, plans.images), recorder)
+    return Screens(plans, Screener(plans.cascade, plans.images), recorder)

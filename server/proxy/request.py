@@ -214,7 +214,9 @@ class ProxiedRequest:
 
     def _is_answered_here(self, body: RequestBody | None) -> bool:
         is_moderation = self.request.scope["path"] == MODERATIONS
-        return is_moderation and body is not None and bool(self.context.plans.screens)
+        plans = self.context.plans
+        has_screens = bool(plans.screens or plans.image_screens)
+        return is_moderation and body is not None and has_screens
 
     def _may_reach_plugin(self, plan: TextPlan) -> bool:
         upstreams = self.context.forwarder.upstreams

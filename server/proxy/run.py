@@ -51,7 +51,7 @@ def run_proxy(
         context = ProxyContext(
             config,
             plans,
-            Screener(plans.encoder, plans.heads, plans.images),
+            Screener(plans.cascade, plans.images),
             Forwarder(upstreams, config.proxy),
             Recorder(metrics.verdicts, audit).record,
         )

@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from guard.config.schema import Place
+from guard.config.policy_schema import Place
 from guard.errors import ContentBlocked
 from guard.plans.screens import TextPlan
 from guard.verdict import Verdict

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from guard.config.schema import Place
+from guard.config.policy_schema import Place
 from server.edge.paths import path_pattern
 from server.screening.streams.formats.base import StreamFormat, StreamOptions
 from server.screening.streams.formats.choices import ChatFormat, CompletionFormat

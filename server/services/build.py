@@ -8,16 +8,19 @@ from collections.abc import Callable, Mapping
 from guard.config.schema import Config, ModelConfig
 from guard.errors import GuardError, ModelError
 from guard.models.chat import end_tokens
-from guard.models.sources import resolve_source
+from guard.models.kind_checks import source_of
 from guard.plans.language import LanguagePlans
 from guard.verdict import Verdict
 from server.services.constraints import ConstraintCompiler
-from server.services.interface import AnyRequest, LanguageModelInfo, Service
+from server.services.encoder import encoder_service
+from server.services.interface import AnyRequest, Capability, LanguageModelInfo, Service
 from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.services.text import BatchedTextService
-from server.services.tools.template import tool_format
+from server.services.tools.template import ToolFormat, tool_format
+from steering.engines.transformers.embeddings import StateEmbedder
 from steering.engines.transformers.engine import TransformersEngine
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.layers import even_context
+from steering.engines.transformers.loading.models import load_language_model
 
 Record = Callable[[AnyRequest, Verdict], None]
 """Takes the one verdict of every row."""
@@ -58,6 +61,8 @@ def _start(config: Config, settings: ModelConfig, record: Record) -> Service:
         from server.services.build_images import drawing_service
 
         return drawing_service(config, settings, record)
+    if settings.engine == "onnxruntime":
+        return encoder_service(config, settings, record)
     if settings.engine == "vllm":
         # imported here: vLLM has an environment of its own
         from server.vllm.build import vllm_service
@@ -67,16 +72,29 @@ def _start(config: Config, settings: ModelConfig, record: Record) -> Service:
 
 
 def _transformers_service(config: Config, settings: ModelConfig, record: Record) -> Service:
-    source = resolve_source(settings.source)
+    source = source_of(settings.source, "language")
     model, tokenizer, vision = load_language_model(
-        source, dtype=settings.dtype, device=settings.device
+        source,
+        dtype=settings.dtype,
+        device=settings.device,
+        device_map=settings.device_map,
+        quantization=settings.quantization,
     )
     require_fast(tokenizer)
     plans = LanguagePlans(config, model, name=settings.name)
     ends = end_tokens(model.generation_config.eos_token_id, tokenizer)
     vocabulary = model.get_input_embeddings().num_embeddings
-    context = context_length(model.config.get_text_config(), settings.max_context)
+    text_config = model.config.get_text_config()
+    limit = context_length(text_config, settings.max_context)
+    context = min(limit, even_context(text_config) or limit)
     tools = tool_format(tokenizer, settings.tool_parser)
+    encoder = PromptEncoder(
+        tokenizer,
+        vocabulary=vocabulary,
+        max_context=context,
+        vision=vision,
+        tools=tools,
+    )
     return BatchedTextService(
         LanguageModelInfo(
             name=settings.name,
@@ -84,16 +102,12 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
             created=int(time.time()),
             max_context=context,
             policies=plans.usable,
+            capabilities=_capabilities(encoder, tools),
+            embedding_width=int(text_config.hidden_size),
             sees=vision is not None,
             tools=tools,
         ),
-        PromptEncoder(
-            tokenizer,
-            vocabulary=vocabulary,
-            max_context=context,
-            vision=vision,
-            tools=tools,
-        ),
+        encoder,
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch, vision=vision),
         plans,
         ConstraintCompiler(tokenizer, vocabulary, ends),
@@ -101,4 +115,12 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
         prefill_tokens=config.server.max_prefill_tokens,
         queue_limit=config.server.queue_limit,
         record=record,
+        embedder=StateEmbedder(model, settings.pooling or "mean", vision),
     )
+
+
+def _capabilities(encoder: PromptEncoder, tools: ToolFormat | None) -> tuple[Capability, ...]:
+    """What requests can ask a language model of this engine for."""
+    chat: tuple[Capability, ...] = ("chat",) if encoder.chats else ()
+    calls: tuple[Capability, ...] = ("tools",) if chat and tools is not None else ()
+    return (*chat, *calls, "completions", "structured_output", "embeddings")

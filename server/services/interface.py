@@ -111,7 +111,21 @@ class ImageRowRequest:
     debug: bool = False
 
 
-AnyRequest = TextRowRequest | ImageRowRequest
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts, or token ids, of which the embeddings are wanted, and the policy of the request.
+
+    `record_id` is as in TextRowRequest.
+    """
+
+    request_id: str
+    inputs: Sequence[str | tuple[int, ...]]
+    policy: str
+    tenant: str = ""
+    record_id: str = ""
+
+
+AnyRequest = TextRowRequest | ImageRowRequest | EmbeddingRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +170,45 @@ class GeneratedImage:
     masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbeddedTexts:
+    """`vectors` float32 `[inputs, width]` of length one, and the one verdict of the request."""
+
+    vectors: NDArray[np.float32]
+    prompt_tokens: int
+    verdict: Verdict
+
+
+Capability = Literal[
+    "chat", "tools", "completions", "structured_output", "embeddings", "images", "image_edits"
+]
+"""What requests can ask a model for; further ones are added here and where the
+service is built, and shown in `/v1/models`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """The public facts of a served model, whatever it generates."""
+    """The public facts of a served model, whatever it generates.
+
+    `embedding_width` is that of its embeddings, None where it gives none.
+    """
 
     name: str
     engine: str
     created: int
     policies: tuple[str, ...] = ()
+    capabilities: tuple[Capability, ...] = ()
+    embedding_width: int | None = None
 
     def facts(self) -> Mapping[str, Any]:
         """The `guard` object of the model in `/v1/models`."""
-        return {"engine": self.engine}
+        facts: dict[str, Any] = {
+            "engine": self.engine,
+            "capabilities": list(self.capabilities),
+        }
+        if self.embedding_width is not None:
+            facts["embedding_width"] = self.embedding_width
+        return facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,15 +217,27 @@ class LanguageModelInfo(ModelInfo):
     calls them; None where it knows none."""
 
     max_context: int
+    capabilities: tuple[Capability, ...] = ("chat", "completions")
     sees: bool = False
     tools: ToolFormat | None = None
 
     def facts(self) -> Mapping[str, Any]:
         return {
-            "engine": self.engine,
+            **ModelInfo.facts(self),
             "max_context": self.max_context,
             "tools": None if self.tools is None else self.tools.family.name,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderInfo(ModelInfo):
+    """A model that gives embeddings alone, of texts of up to `max_context` tokens."""
+
+    max_context: int
+    capabilities: tuple[Capability, ...] = ("embeddings",)
+
+    def facts(self) -> Mapping[str, Any]:
+        return {**ModelInfo.facts(self), "max_context": self.max_context}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +253,7 @@ class ImageModelInfo(ModelInfo):
     steps: int
     guidance: float
     max_steps: int
+    capabilities: tuple[Capability, ...] = ("images", "image_edits")
     distilled: bool = False
     embeddings: EmbeddingLimits | None = None
 
@@ -210,7 +264,7 @@ class ImageModelInfo(ModelInfo):
 
     def facts(self) -> Mapping[str, Any]:
         return {
-            "engine": self.engine,
+            **ModelInfo.facts(self),
             "size": self.size,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
@@ -270,6 +324,18 @@ class Service(Protocol):
         """
 
 
+class EmbeddingService(Service, Protocol):
+    """A served model whose `capabilities` have "embeddings"."""
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddedTexts:
+        """The embeddings of the request's texts. Cancelling it gives up what has not begun.
+
+        Raises RequestError, UnknownPolicy, PolicyUnfit, ContextExceeded, TooManyRequests,
+        EngineFailed and ServiceStopped. The verdict of an answered request passes to the `record`
+        callable of the service.
+        """
+
+
 class ImageService(Service, Protocol):
     """A served image model."""
 
@@ -287,10 +353,15 @@ class TextService(Service, Protocol):
     def info(self) -> LanguageModelInfo: ...
 
     def encode_chat(
-        self, messages: Sequence[dict[str, Any]], tools: OfferedTools | None = None
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
     ) -> Prompt:
         """The prompt of `messages` in the model's own chat template, generation prompt added, and
-        behind it what the choice of `tools` has an answer begin with.
+        behind it what the choice of `tools` has an answer begin with; `by_turn` marks where the
+        last turn of the user begins, for guards that decide on it alone.
 
         The `content` of a message is a text, or, where the model sees, a list of parts:
         `{"type": "text", "text": str}` and `{"type": "image", "image": uint8 [H, W, 3]}`. Calls of

@@ -220,7 +220,8 @@ class EngineLoop(ABC, Generic[R, E]):
                 changes = [*self._changes]
                 self._changes.clear()
             for done, _ in changes:
-                done.set_exception(stopped())
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(stopped())
             for row in left:
                 if not row.ended:
                     self._fail(row, stopped())
@@ -243,6 +244,8 @@ class EngineLoop(ABC, Generic[R, E]):
         """Make the changes that wait; who asked for one learns of its failure."""
         while self._changes:
             done, change = self._changes.popleft()
+            if not done.set_running_or_notify_cancel():
+                continue  # who asked for it is gone
             try:
                 change()
             except Exception as error:

@@ -52,9 +52,18 @@ class PromptEncoder:
         self._prompts.prepare()
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: OfferedTools | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
     ) -> Prompt:
         """See `TextService.encode_chat`."""
+        if not self.chats:
+            raise RequestError(
+                "this model has no chat template: it is a base model, for /v1/completions",
+                param="model",
+            )
         definitions: Sequence[Mapping[str, Any]] = tools.definitions if tools else ()
         beginning = ""
         if definitions or any(message.keys() & _OF_TOOLS for message in messages):
@@ -62,7 +71,7 @@ class PromptEncoder:
             messages, definitions = form.for_template(messages, definitions)
             beginning = tools.beginning(form.family) if tools else ""
         try:
-            return self._prompts.chat(messages, definitions, beginning)
+            return self._prompts.chat(messages, definitions, beginning, by_turn=by_turn)
         except Exception as error:  # templates are programs: they raise what they like
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             subject = "the model's chat template" if self._placeholder is None else "this model"
@@ -70,12 +79,31 @@ class PromptEncoder:
                 f"{subject} does not take these messages: {reason}", param="messages"
             ) from error
 
+    @property
+    def chats(self) -> bool:
+        """Whether there is a template for chats."""
+        return bool(self.tokenizer.chat_template)
+
     def text(self, text: str) -> Prompt:
         """See `TextService.encode`."""
         try:
             return self._prompts.text(text)
         except ValueError as error:
             raise RequestError(f"the prompt cannot be encoded: {error}", param="prompt") from None
+
+    def tokens(self, inputs: Sequence[str | tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The token ids of texts whose embeddings are wanted. Raises RequestError and
+        ContextExceeded."""
+        texts = token_ids(inputs, lambda text: self.text(text).tokens, self._vocabulary)
+        for number, ids in enumerate(texts):
+            if len(ids) > self._max_context:
+                raise ContextExceeded(
+                    f"input[{number}] has {len(ids)} tokens; this model takes at most "
+                    f"{self._max_context}: send it in parts"
+                )
+            if self._placeholder is not None:
+                self._require_images(Prompt(ids), self._placeholder)
+        return texts
 
     def check(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse a prompt that the model cannot run with an answer of `max_tokens`.
@@ -149,6 +177,8 @@ class _Prompts(Protocol):
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         beginning: str = "",
+        *,
+        by_turn: bool = False,
     ) -> Prompt: ...
 
     def text(self, text: str) -> Prompt: ...
@@ -168,8 +198,12 @@ class _TextPrompts:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         beginning: str = "",
+        *,
+        by_turn: bool = False,
     ) -> Prompt:
-        return Prompt(tuple(self._tokens.chat(messages, tools=tools, beginning=beginning)))
+        turn = self._tokens.before_turn(messages, tools=tools) if by_turn else 0
+        tokens = self._tokens.chat(messages, tools=tools, beginning=beginning)
+        return Prompt(tuple(tokens), turn=turn)
 
     def text(self, text: str) -> Prompt:
         return Prompt(tuple(self._tokens.text(text)))
@@ -210,3 +244,21 @@ def require_text(prompt: Prompt) -> None:
         prompt.require_text()
     except ValueError as error:
         raise RequestError(str(error), param="prompt") from None
+
+
+def token_ids(
+    inputs: Sequence[str | tuple[int, ...]], encode: Callable[[str], Sequence[int]], vocabulary: int
+) -> list[tuple[int, ...]]:
+    """The token ids of each input; `vocabulary` is the number of those that the model has.
+
+    Raises RequestError for an input without tokens, and for token ids that the model lacks.
+    """
+    texts = []
+    for number, text in enumerate(inputs):
+        ids = tuple(encode(text)) if isinstance(text, str) else text
+        if not ids:
+            raise RequestError(f"input[{number}] is empty", param="input")
+        if not all(0 <= token < vocabulary for token in ids):
+            raise RequestError(f"token ids must lie in 0..{vocabulary - 1}", param="input")
+        texts.append(ids)
+    return texts

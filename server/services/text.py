@@ -20,12 +20,22 @@ from guard.errors import ArtifactError, UnknownPolicy
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import Verdict
 from server.services.constraints import ConstraintCompiler, unmatched
-from server.services.interface import LanguageModelInfo, RowEvents, TextRowRequest
+from server.services.embedding import Places, embedded, embedding_plan
+from server.services.interface import (
+    EmbeddedTexts,
+    EmbeddingRequest,
+    LanguageModelInfo,
+    RowEvents,
+    TextRowRequest,
+)
 from server.services.loop import EngineLoop, engine_failed, guard_failed
 from server.services.prompts import PromptEncoder
+from server.services.text_embeddings import EmbeddingBatches
 from server.services.text_rows import TextRow, TokenText
 from server.services.tools.offered import OfferedTools
+from steering.engines.transformers.embeddings import StateEmbedder
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.rewinding import HeldAnswer, Sentences, step_of
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import HiddenBank
 from steering.methods.stacking import MethodGuard, stacks
@@ -33,7 +43,7 @@ from steering.prompt import Prompt
 
 logger = logging.getLogger(__name__)
 
-Record = Callable[[TextRowRequest, Verdict], None]
+Record = Callable[[TextRowRequest | EmbeddingRequest, Verdict], None]
 
 
 class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
@@ -56,10 +66,13 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         prefill_tokens: int,
         queue_limit: int,
         record: Record,
+        embedder: StateEmbedder | None = None,
     ) -> None:
+        """`embedder` None: no embeddings."""
         super().__init__(info.name, engine, queue_limit=queue_limit, record=record)
         self.info = info
         self._encoder = encoder
+        self._sentences = Sentences(encoder.tokenizer)
         self._plans = plans
         self._constraints = constraints
         self._stacked: Mapping[str, MethodGuard] = plans.guards
@@ -67,6 +80,10 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         carry."""
         self._end_tokens = end_tokens
         self._prefill_tokens = prefill_tokens
+        self._embeddings = (
+            None if embedder is None else EmbeddingBatches(embedder, tokens=prefill_tokens)
+        )
+        self._places = Places(queue_limit)
         self._last_client = ""
         """Whose long prompt was read last."""
         self._thread.start()
@@ -74,9 +91,13 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
     # -- called from the event loop -------------------------------------------------------------
 
     def encode_chat(
-        self, messages: Sequence[dict[str, Any]], tools: OfferedTools | None = None
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
     ) -> Prompt:
-        return self._encoder.chat(messages, tools)
+        return self._encoder.chat(messages, tools, by_turn=by_turn)
 
     def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)
@@ -88,20 +109,18 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         loop = asyncio.get_running_loop()
         # under the lock: the plans of these rows are those of the bank until the rows are queued
         with self._wake:
-            rows = [
-                TextRow(
-                    request,
-                    self._admit(request),
-                    loop,
-                    TokenText(self._encoder.tokenizer, request.sampling.stop, request.shown),
-                    self._cancel,
-                    end_tokens=self._end_tokens,
-                    grammar=self._constraints.grammar(request),
-                )
-                for request in requests
-            ]
+            rows = [self._row(request, self._admit(request), loop) for request in requests]
             self._enqueue(rows)
         return [row.events for row in rows]
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddedTexts:
+        """As `EmbeddingService.embed`."""
+        assert self._embeddings is not None
+        plan = embedding_plan(self._plans, request, self.info.name)
+        with self._places.take():
+            texts = await asyncio.to_thread(self._encoder.tokens, request.inputs)
+            work = self._embeddings.embed(texts, self._between_steps)
+            return await embedded(plan, request, self.info.name, self._record, work)
 
     @property
     def plans(self) -> LanguagePlans:
@@ -134,6 +153,24 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         device = plans.bank.device
         bank = HiddenBank(stacks([*stacked.values()], str(device)), device)
         return self._between_steps(partial(self._swap, plans, stacked, bank))
+
+    def _row(
+        self, request: TextRowRequest, plan: LanguagePlan, loop: asyncio.AbstractEventLoop
+    ) -> TextRow:
+        text = TokenText(self._encoder.tokenizer, request.sampling.stop, request.shown)
+        held = None
+        if request.sampling.constraint is None:  # half a form is none
+            held = HeldAnswer.under(plan, self._sentences, request.prompt)
+        return TextRow(
+            request,
+            plan,
+            loop,
+            text,
+            self._cancel,
+            end_tokens=self._end_tokens,
+            grammar=self._constraints.grammar(request),
+            held=held,
+        )
 
     def _admit(self, request: TextRowRequest) -> LanguagePlan:
         """The plan of the request's policy. Raises where this model cannot run the request."""
@@ -228,16 +265,33 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         plan = row.plan
         if token.invalid and plan.on_error == "closed":
             row.error = guard_failed()
-        elif token.unmatched:
+            return
+        if token.unmatched:
             row.error = unmatched(row.request)
-        elif token.fired and row.may_block and plan.blocks(self._engine.readings(index)):
+            return
+        step = step_of(plan, token, partial(self._engine.readings, index))
+        if step == "block":
             row.reason = "content_filter"
+        elif step == "say":
+            row.say(token)
+        elif step == "back" and row.held is not None:
+            back = row.go_back(row.held, token)
+            self._engine.rewind(index, back.withdrawn, back.last)
         else:
             try:
                 row.push(token)
             except Exception:  # an error in one row's text must not fail the batch
                 logger.exception("no text for request %s", row.request.request_id)
                 row.error = engine_failed()
+
+    def _keep_readings(self, index: int) -> None:
+        super()._keep_readings(index)
+        row = self._running[index]
+        if row.is_stuck:
+            row.readings = {
+                name: replace(reading, stuck=reading.rewinds > 0)
+                for name, reading in row.readings.items()
+            }
 
 
 def _client(row: TextRow) -> str:

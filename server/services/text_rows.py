@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokenizers.decoders import DecodeStream
@@ -21,6 +21,7 @@ from server.services.interface import (
 )
 from server.services.loop import BatchRow
 from steering.engines.transformers.engine import RowToken
+from steering.engines.transformers.rewinding import Back, HeldAnswer
 
 if TYPE_CHECKING:
     from steering.engines.transformers.sampling.grammars import Grammar
@@ -87,8 +88,10 @@ class TextRow(BatchRow):
         *,
         end_tokens: frozenset[int],
         grammar: Grammar | None = None,
+        held: HeldAnswer | None = None,
     ) -> None:
-        """`end_tokens` are those of the model, `grammar` that of the request's constraint."""
+        """`end_tokens` are those of the model, `grammar` that of the request's constraint; `held`
+        is there for an answer that may go back, or end with a message."""
         super().__init__(loop)
         options = request.sampling.options
         self.end_tokens = frozenset(options.stop_token_ids) | (
@@ -106,14 +109,16 @@ class TextRow(BatchRow):
         """The stop string that has ended the row."""
         # A guard reads a generated token in the forward after the one that generated it. Where it
         # may block then, each token waits for the next one: the token it fires on is not sent.
-        blocking = [guard for guard in plan.guards if not guard.shadow and plan.action == "block"]
-        self.may_block = bool(blocking)
+        blocking = [guard for guard in plan.guards if plan.action_of(guard) == "block"]
         self.lags = any(guard.recheck is not None for guard in blocking)
         self._delayed: RowToken | None = None
+        self.held = held
+        self.is_stuck = False
+        """Whether the answer has ended since steering did not lead away from the topic."""
         # an answer of a given form is sent whole, or not at all, where a guard may cut it
-        self._held: list[TextDelta] | None = None
-        if self.lags and request.sampling.constraint is not None:
-            self._held = []
+        self._whole: list[TextDelta] | None = None
+        if (self.lags or plan.says_later) and request.sampling.constraint is not None:
+            self._whole = []
         self.events = _Events(self, cancel)
 
     @property
@@ -130,10 +135,60 @@ class TextRow(BatchRow):
             self._send_token(delayed, ends=False)
         if self.reason is not None:
             return
-        if self.lags and not ends:
+        if self.held is not None:
+            self._hold(self.held, token, ends=ends)
+        elif self.lags and not ends:
             self._delayed = token
         else:
             self._send_token(token, ends=ends)
+
+    def go_back(self, held: HeldAnswer, token: RowToken) -> Back:
+        """A guard has begun to act on the token before `token`: how the row goes back. Where
+        steering does not lead away from the topic, its answer ends with the policy's message."""
+        back = held.go_back(token)
+        if back.stuck:
+            self.is_stuck = True
+            self._say()
+        return back
+
+    def say(self, token: RowToken) -> None:
+        """End the answer with the policy's message: a guard has fired on the token before `token`,
+        or on the prompt."""
+        if self.request.sampling.constraint is not None:
+            # the message is not of the form that was asked for: the API says so
+            self.started, self.reason = True, "content_filter"
+            return
+        if self.held is not None and self.held:
+            self.held.go_back(token)
+        self._say()
+
+    def _say(self) -> None:
+        """Send the message in place of what has been withdrawn."""
+        joint = ""
+        if self.held is not None:
+            joint = self.held.joint
+            self._send_settled(self.held.rest())
+        if self.reason is None:  # else a stop string came before
+            self.reason = "stop"
+            self.send(TextDelta(f"{self.text.rest()}{joint}{self.plan.message}"))
+
+    def _hold(self, held: HeldAnswer, token: RowToken, *, ends: bool) -> None:
+        """As `push`, for an answer of which tokens may be withdrawn."""
+        # the last token that fits is read too, hence the one behind it generated
+        if ends or len(held) == self.request.sampling.max_tokens:
+            self._send_settled(held.rest())
+        else:
+            self._send_settled(held.push(token))
+            if held.repeats:
+                self._send_settled(held.rest())
+                self.reason = self.reason or "stop"
+        if ends and self.reason is None:
+            self._send_token(token, ends=True)
+
+    def _send_settled(self, tokens: Sequence[RowToken]) -> None:
+        for token in tokens:
+            if self.reason is None:
+                self._send_token(token, ends=False)
 
     def finish(self, verdict: Verdict) -> None:
         """Send the last event, with the verdict or with the error that ended the row."""
@@ -144,8 +199,8 @@ class TextRow(BatchRow):
         else:
             prompt_tokens, stop = len(self.request.prompt), self.stop
             reason = self.reason or "stop"
-            if self._held and reason != "content_filter":
-                self.send(_joined(self._held))
+            if self._whole and reason != "content_filter":
+                self.send(_joined(self._whole))
             self.send(FinishedText(reason, prompt_tokens, self.generated, verdict, stop))
 
     def _send_token(self, token: RowToken, *, ends: bool) -> None:
@@ -162,10 +217,10 @@ class TextRow(BatchRow):
         tokens = (self._logprob(token),) if wanted else ()
         if text or tokens:
             delta = TextDelta(text, tokens)
-            if self._held is None:
+            if self._whole is None:
                 self.send(delta)
             else:
-                self._held.append(delta)
+                self._whole.append(delta)
 
     def _logprob(self, token: RowToken) -> TokenLogprob:
         def text(token_id: int) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+from classifiers.text.encoder.model import TextEncoder
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlan, TextPlans
+from guard.plans.text_encoders import added_encoder
 from server.screening.texts.screener import Screener
 
 
@@ -23,10 +25,14 @@ class TextScreens:
         Raises ConfigError where one of them would send requests elsewhere, and GuardFailed where
         one cannot be applied.
         """
-        encoder = earlier.plans.encoder if earlier is not None else None
-        self.plans: TextPlans = TextPlans(
-            config, (lambda: encoder) if encoder is not None else None
-        )
+        known = earlier.plans.encoder if earlier is not None else None
+
+        def load(name: str) -> TextEncoder:
+            if known is not None and known.card.name == name:
+                return known
+            return added_encoder(name)
+
+        self.plans: TextPlans = TextPlans(config, load)
         for name in policies:
             _require_here(self.plans[name])
             self.plans[name].require_whole()
@@ -37,7 +43,7 @@ class TextScreens:
     def screener(self) -> Iterator[Screener]:
         """What reads the texts of one request; to be used in one event loop."""
         if self._screener is None:
-            self._screener = Screener(self.plans.encoder, self.plans.heads, self.plans.images)
+            self._screener = Screener(self.plans.cascade, self.plans.images)
         self._users += 1
         try:
             yield self._screener

@@ -61,9 +61,13 @@ class VllmService:
         self._stopped = False
 
     def encode_chat(
-        self, messages: Sequence[dict[str, Any]], tools: OfferedTools | None = None
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
     ) -> Prompt:
-        return self._encoder.chat(messages, tools)
+        return self._encoder.chat(messages, tools, by_turn=by_turn)
 
     def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)

@@ -57,13 +57,16 @@ class Reading:
 
     `position` is where the guard fired, 0 for the prompt and n for generated token n; None where it
     did not fire. `threshold` is the one in force where the guard fired, else the last one that the
-    score was compared with.
+    score was compared with. `rewinds` counts how often the answer went back because the guard
+    fired; `stuck`: it ended there, since it had been steered from there before.
     """
 
     score: float
     threshold: float
     position: int | None
     valid: bool
+    rewinds: int = 0
+    stuck: bool = False
 
     @property
     def fired(self) -> bool:

@@ -49,6 +49,7 @@ _FILL = {
     "valid": True,
     "fired": -1,
     "start": NEVER,
+    "rewinds": 0,
 }
 """The value of each tensor in a slot that nobody uses."""
 
@@ -60,7 +61,7 @@ class Slots:
     `threshold`, `recheck` (inf: none) and `strength` are those of `RowGuard`; `length`, `rest`,
     `decides` and `tokens` (an index into `TOKENS`) those of `Placement`. `top` are the largest
     scores so far, `weights` what makes their mean of them; `fired` counts generated tokens, -1 for
-    never, and so does `start`.
+    never, and so does `start`. `rewinds` counts how often the row went back for the guard.
 
     They stay where they are until `widen`: a captured graph may hold on to them.
     """
@@ -81,6 +82,7 @@ class Slots:
         self.valid: Tensor
         self.fired: Tensor
         self.start: Tensor
+        self.rewinds: Tensor
         for name, value in _FILL.items():
             setattr(self, name, torch.full((rows, most), value, device=device))
         self.top = torch.zeros(rows, most, pool, device=device)
@@ -113,7 +115,7 @@ class Slots:
         """Reset the statistics and decisions on `row`."""
         self.top[row] = 0.0
         self.valid[row] = True
-        self.fired[row], self.start[row] = -1, NEVER
+        self.fired[row], self.start[row], self.rewinds[row] = -1, NEVER, 0
 
     def leave(self, row: int) -> None:
         """Let nobody's guards be on `row`."""

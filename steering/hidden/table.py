@@ -7,6 +7,7 @@ Rows are added, moved and removed by the engine's scheduler; one forward pass is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from steering.engines.errors import Unfollowed
 from steering.hidden.bank import HiddenBank, bounded
-from steering.hidden.rows import GuardedRows, HostRows, RowGuard
+from steering.hidden.rows import GuardedRows, HostRows, Reading, RowGuard
+from steering.hidden.slots import NEVER
 
 
 def without_sink(real: Tensor) -> Tensor:
@@ -47,6 +49,8 @@ class Table(GuardedRows):
     def __init__(self, bank: HiddenBank, capacity: int) -> None:
         super().__init__(bank, capacity)
         self._steering = np.zeros(capacity, bool)
+        # rows whose next token has been read before, which must not count twice
+        self._again = np.zeros(capacity, bool)
         self.senses = self.acts = False
         """Whether the current forward has any row to sense, any row to act on."""
 
@@ -61,7 +65,7 @@ class Table(GuardedRows):
         """Let the request on row `source` live on row `target` from now on."""
         for state in (*self._slots.tensors(), self._generated):
             state[target] = state[source]
-        for mirror in (self._guarded, self._rechecks, self._steering):
+        for mirror in (self._guarded, self._rechecks, self._steering, self._again):
             mirror[target] = mirror[source]
         self._guards[target] = self._guards[source]
         self._columns[target] = self._columns[source]
@@ -70,7 +74,37 @@ class Table(GuardedRows):
     def remove(self, row: int) -> None:
         """Forget the request on `row`."""
         super().remove(row)
-        self._steering[row] = False
+        self._steering[row] = self._again[row] = False
+
+    def rewind(self, row: int, back: int) -> None:
+        """Let the request on `row` go `back` generated tokens back; the first of them is read again
+        by the next forward. Guards that have begun to act behind it begin to act there."""
+        self._generated[row] -= back
+        resumed, start = self._generated[row] + 1, self._slots.start
+        behind = (start[row] > resumed) & (start[row] < NEVER)
+        self._slots.rewinds[row] += behind
+        start[row] = torch.where(behind, resumed, start[row])
+        self._steering[row], self._again[row] = True, True
+
+    def readings(self, row: int) -> dict[str, Reading]:
+        """The readings of the guards of `row` so far, by name."""
+        readings = super().readings(row)
+        if self._rechecks[row]:
+            counts = zip(readings, self._slots.rewinds[row].tolist(), strict=False)
+            readings = {name: replace(readings[name], rewinds=count) for name, count in counts}
+        return readings
+
+    def started(self, rows: HostRows) -> list[bool]:
+        """By row: whether a guard that acts has begun to, or begun anew, in the last forward, at a
+        generated token. Costs no transfer from the device where no row rechecks."""
+        rechecks = self._rechecks[rows]
+        if self._prompt or not rechecks.any():
+            return [False] * len(rechecks)
+        at, slots = self._rows, self._slots
+        begun = slots.acts[at] & (slots.start[at] == self._generated[at][:, None])
+        if self._fresh is not None:
+            begun = begun & self._fresh
+        return begun.any(1).tolist()
 
     # -- one forward pass -------------------------------------------------------------------------
 
@@ -92,6 +126,10 @@ class Table(GuardedRows):
         self._rows, self._host_rows, self._mask = self._on_device(rows), rows, mask
         self._image = image
         self._prompt, self._ends = mask is not None, ends
+        self._fresh: Tensor | None = None
+        if not self._prompt and self._again[rows].any():
+            self._fresh = torch.from_numpy(~self._again[rows]).to(self.bank.device)[:, None]
+            self._again[rows] = False
         sensed = self._guarded if self._prompt else self._rechecks
         self.senses = bool(sensed[rows].any())
         self.acts = bool(self._steering[rows].any())
@@ -151,7 +189,8 @@ class Table(GuardedRows):
             last[:, -1] = self._ends
             scores = self._only_last(rows, scores, last)
         deciding = self._deciding(rows, layer)
-        self._inspect(rows, scores, limit, self._mask, deciding, fires=self._ends)
+        real = self._mask if self._prompt else self._fresh
+        self._inspect(rows, scores, limit, real, deciding, fires=self._ends)
         if self._ends:
             self._schedule()
 

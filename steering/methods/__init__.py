@@ -257,6 +257,7 @@ METHODS: dict[str, Method] = {
                 "threshold": PROBABILITY,
                 "temperature": Range(1e-3, 1e3),
                 "sharpness": Range(0.0, 1e4, above=True),
+                "first_stage_cut": SCORE,
             },
         ),
         Method(

@@ -113,7 +113,11 @@ class FakeService:
     closed: int = 0
 
     def encode_chat(
-        self, messages: Sequence[dict[str, Any]], tools: OfferedTools | None = None
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: OfferedTools | None = None,
+        *,
+        by_turn: bool = False,
     ) -> Prompt:
         """The texts, a line for each, and for an image its "[height x width]"; the last line names
         the script."""

@@ -115,7 +115,7 @@ def live_server(
     services = {"fake": service}
     keys = KeyRing(config.keys) if config.keys else None
     plans = TextPlans(config)
-    screens = Screens(plans, Screener(plans.encoder, plans.heads, plans.images), records.recorder)
+    screens = Screens(plans, Screener(plans.cascade, plans.images), records.recorder)
     app = create_app(
         *(config, services),
         keys=keys,

@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from steering.engines.transformers.loading import LanguageModel
+from steering.engines.transformers.loading.models import LanguageModel
 from steering.engines.transformers.vision import vision_family
 
 WORDS = 80

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from classifiers.text.disguises.language import NATS, codes_of, nats_of
-from classifiers.text.disguises.views import layers
+from classifiers.text.disguises.views import View, layers
 
 _FOREIGN: Final = 5.0
 """Nats per letter that no language has which is written in Latin letters: other ones have up to 4,
@@ -65,11 +65,7 @@ _FEWEST_PICTURES: Final = 16
 def unreadable(text: str) -> list[tuple[int, int]]:
     """The stretches, in order and without overlaps, as positions in `text`."""
     *_, last = layers(text)
-    words = [last.span(start, end) for start, end in _foreign_words(last.text)]
-    # letters of other scripts were replaced by their Latin lookalikes
-    latin = [(start, end) for start, end in words if max(text[start:end]) < _AFTER_LATIN]
-    others = (last.span(*span) for span in (*_blobs(last.text), *_symbols(last.text)))
-    spans = sorted([*latin, *others])
+    spans = sorted(_stretches(text, last))
     kept: list[tuple[int, int]] = []
     for start, end in spans:
         if kept and start < kept[-1][1]:
@@ -77,6 +73,21 @@ def unreadable(text: str) -> list[tuple[int, int]]:
         else:
             kept.append((start, end))
     return kept
+
+
+def is_unreadable(text: str) -> bool:
+    """Whether a text that has no encoded runs has a stretch."""
+    return any(True for _ in _stretches(text, next(layers(text))))
+
+
+def _stretches(text: str, layer: View) -> Iterator[tuple[int, int]]:
+    for words in _foreign_words(layer.text):
+        start, end = layer.span(*words)
+        # letters of other scripts were replaced by their Latin lookalikes
+        if max(text[start:end]) < _AFTER_LATIN:
+            yield start, end
+    for span in (*_blobs(layer.text), *_symbols(layer.text)):
+        yield layer.span(*span)
 
 
 def _foreign_words(text: str) -> Iterator[tuple[int, int]]:
@@ -95,12 +106,16 @@ def _foreign_words(text: str) -> Iterator[tuple[int, int]]:
     sums -= np.minimum.accumulate(np.minimum(sums, 0))
     is_inside = np.concatenate([[False], sums > 0, [False]])
     edges = np.flatnonzero(np.diff(is_inside.astype(np.int8)))
-    for start, end in zip(edges[::2], edges[1::2], strict=True):
+    if not len(edges):
+        return
+    peaks = np.maximum.reduceat(sums, edges[::2])
+    high = peaks >= _ENOUGH
+    for start, end in zip(edges[::2][high], edges[1::2][high], strict=True):
         peak = int(start + np.argmax(sums[start:end])) + 1
         stretch = text[start:peak]
         has_words = len(stretch.split()) >= _FEWEST_WORDS
         count = int(np.count_nonzero(codes[start:peak]))
-        if sums[peak - 1] >= _ENOUGH and has_words and count >= _FEWEST_LETTERS:
+        if has_words and count >= _FEWEST_LETTERS:
             yield int(start), peak
 
 
@@ -113,7 +128,9 @@ def _blobs(text: str) -> Iterator[tuple[int, int]]:
         if _BEFORE_BLOB.search(text, max(0, start - 240), start):
             continue
         if _HEX.fullmatch(blob):
-            is_code = not _DIGESTS.isdisjoint({len(lines[0]), len(blob)})
+            # digests in a list are all of one length: a shorter last line is the end of a text
+            is_list = len(lines[-1]) == len(lines[0]) in _DIGESTS
+            is_code = is_list or len(blob) in _DIGESTS
         else:
             is_code = blob.encode().startswith(_FILES) or not _is_random(blob)
         if not is_code:

@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from classifiers.text.encoder.card import WORD_VECTORS
+
 OPSET = 18
 FUSED = "com.microsoft"
 
@@ -118,7 +120,7 @@ def _embedded(graph: _Graph, shape: BertShape) -> str:
     # every token of a sentence is of type 0: its embedding is a part of the positions'
     kind = graph.weight("embeddings.token_type_embeddings.weight")[:1]
     places = graph.weight("embeddings.position_embeddings.weight") + kind
-    (words,) = graph.stored("embeddings.word_embeddings.weight")
+    (words,) = graph.stored(WORD_VECTORS)
     table = graph.constant("embeddings.positions", places)
     first, one = (graph.constant(f"whole_{at}", np.array([at], np.int64)) for at in (0, 1))
     graph.add("Gather", [words, "ids"], "words")

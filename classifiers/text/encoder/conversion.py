@@ -18,11 +18,18 @@ Precision = Literal["int8", "float32"]
 
 
 def convert(
-    source: Path, target: Path, *, name: str, layers: int | None = None, precision: Precision
+    source: Path,
+    target: Path,
+    *,
+    name: str,
+    layers: int | None = None,
+    precision: Precision,
+    prefix: str = "",
 ) -> EncoderCard:
     """Write the encoder of `source` (model.safetensors, config.json, tokenizer.json) to `target`.
 
     With `layers`, only the first layers are kept, and the states after the last of them are pooled.
+    `prefix` is put before every text, as the encoder was trained.
     Raises ValueError for weights that are no plain BERT or have fewer layers.
     """
     config = json.loads((source / CARD).read_text("utf-8"))
@@ -46,6 +53,7 @@ def convert(
         layers=kept,
         width=int(config["hidden_size"]),
         precision=precision,
+        prefix=prefix,
     )
     card.write(target)
     return card

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from classifiers.embeddings.encoders import PROVIDERS, open_session
 from classifiers.text.encoder.card import GRAPH, TOKENIZER, EncoderCard
+from classifiers.text.encoder.words import WordVectors
 
 WINDOW = 128
 """Tokens of one window, with [CLS] and [SEP]."""
@@ -21,19 +23,24 @@ OVERLAP = 32
 MOST_WINDOWS = 64
 """Of one text, about 6000 tokens."""
 
+MOST_TOKENS = MOST_WINDOWS * (WINDOW - 2 - OVERLAP) + OVERLAP
+"""Of one text, in that many windows."""
+
 _BATCH_TOKENS = 4096
+_ENDS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
+"""What stands before and behind a row."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Encoded:
-    """Embeddings of the windows of some texts: `embeddings [windows, width]`, float32, length one.
+class Windows:
+    """The windows of some texts: `ids` are the token ids of each, without [CLS] and [SEP].
 
     `text [windows]` has the index of the text of each window, in the order of texts and then of
-    windows. `too_long` are the indices of texts with more than MOST_WINDOWS windows, of which none
-    was encoded.
+    windows. `too_long` are the indices of texts with more than MOST_WINDOWS windows, which have
+    none here.
     """
 
-    embeddings: NDArray[np.float32]
+    ids: Sequence[Sequence[int]]
     text: NDArray[np.intp]
     texts: int
     too_long: tuple[int, ...]
@@ -41,13 +48,21 @@ class Encoded:
     def highest(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores of the texts `[texts, heads]` from those of their windows `[windows, heads]`.
 
-        The score of a text is the highest of its windows. A text that is too long was not encoded:
+        The score of a text is the highest of its windows. A text that is too long was not read:
         its scores are NaN, which no caller may take for "did not fire".
         """
         highest = np.full((self.texts, scores.shape[1]), -np.inf, np.float32)
         np.maximum.at(highest, self.text, scores)
         highest[list(self.too_long)] = np.nan
         return highest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """Embeddings of `windows`: `embeddings [windows, width]`, float32, length one."""
+
+    embeddings: NDArray[np.float32]
+    windows: Windows
 
 
 class TextEncoder:
@@ -58,8 +73,9 @@ class TextEncoder:
     ) -> None:
         from tokenizers import Tokenizer
 
+        self._graph = folder / GRAPH
         self._session = open_session(
-            folder / GRAPH,
+            self._graph,
             threads,
             providers,
             # the fused kernel adds one number at a time: eight times slower than its parts
@@ -69,10 +85,17 @@ class TextEncoder:
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        first, last = map(self._tokenizer.token_to_id, ("[CLS]", "[SEP]"))
-        if first is None or last is None:
-            raise ValueError(f"{folder / TOKENIZER} is no BERT tokenizer: it has no [CLS] or [SEP]")
-        self._first, self._last = first, last
+        for names in _ENDS:
+            first, last = map(self._tokenizer.token_to_id, names)
+            if first is not None and last is not None:
+                break
+        else:
+            raise ValueError(
+                f"{folder / TOKENIZER} is no tokenizer of a sentence encoder: it has neither "
+                "[CLS] and [SEP] nor <s> and </s>"
+            )
+        prefix = self._tokenizer.encode(card.prefix, add_special_tokens=False).ids
+        self._first, self._last = [first, *prefix], last
         self.card = card
 
     @classmethod
@@ -98,31 +121,57 @@ class TextEncoder:
         """SHA-256 (hex) of the weights, the vocabulary and the conversion."""
         return self.card.fingerprint
 
+    @cached_property
+    def words(self) -> WordVectors:
+        """The table of word vectors that the graph begins with."""
+        return WordVectors.read(self._graph)
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Embeddings of all windows of `texts`; an empty text has one window.
 
         The embeddings of a text do not depend on the other texts (up to 1e-4 where the graph takes
         several rows at once).
         """
-        windows: list[list[int]] = []
+        windows = self.windows(texts)
+        return Encoded(self.embed(windows.ids), windows)
+
+    def tokens(self, text: str) -> list[int]:
+        """The token ids of a text, without those that stand around each window."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def windows(self, texts: Sequence[str]) -> Windows:
+        """The windows of `texts`; an empty text has one."""
+        # one by one: the tokenizer would encode a batch in as many threads as there are cores
+        return self.windows_of([self.tokens(text) for text in texts])
+
+    def windows_of(self, texts: Sequence[Sequence[int]]) -> Windows:
+        """As `windows`, of token ids as `tokens` gives them."""
+        ids_of_windows: list[list[int]] = []
         owners: list[int] = []
         too_long = []
-        for index, text in enumerate(texts):
-            # one by one: the tokenizer would encode a batch in as many threads as there are cores
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        for index, ids in enumerate(texts):
             starts = window_starts(len(ids))
             if len(starts) > MOST_WINDOWS:
                 too_long.append(index)
                 continue
-            windows += [
-                [self._first, *ids[start : start + WINDOW - 2], self._last] for start in starts
-            ]
+            ids_of_windows += [[*ids[start : start + WINDOW - 2]] for start in starts]
             owners += [index] * len(starts)
-        embeddings = np.empty((len(windows), self.width), np.float32)
-        lengths = [len(window) for window in windows]
-        for rows in batches(lengths) if self._padded else ([row] for row in range(len(windows))):
-            embeddings[rows] = self._run([windows[row] for row in rows])
-        return Encoded(embeddings, np.asarray(owners, np.intp), len(texts), tuple(too_long))
+        return Windows(ids_of_windows, np.asarray(owners, np.intp), len(texts), tuple(too_long))
+
+    def embed(self, windows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Embeddings `[windows, width]` of windows' token ids."""
+        rows = [[*self._first, *ids, self._last] for ids in windows]
+        embeddings = np.empty((len(rows), self.width), np.float32)
+        lengths = [len(row) for row in rows]
+        for batch in batches(lengths) if self._padded else ([row] for row in range(len(rows))):
+            embeddings[batch] = self._run([rows[row] for row in batch])
+        return embeddings
 
     def _run(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         ids = np.zeros((len(rows), max(map(len, rows))), np.int32)

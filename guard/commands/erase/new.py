@@ -11,7 +11,7 @@ from rich.console import Console
 
 from guard.commands.fit.options import AsJson, Device, Guidance, Model
 from guard.commands.fit.output import print_judgement, print_written, require_writable
-from guard.config.schema import MAX_MESSAGE_CHARS
+from guard.config.policy_schema import MAX_MESSAGE_CHARS
 from guard.errors import DataError
 from guard.models.kind_checks import kind_of_model, source_of
 from guard.reporting.progress import stages

@@ -99,7 +99,7 @@ def _in_transformers(
     plans = LanguagePlans(settings, chat.model, name=entry.name)
     plan = plans[policy]
     plan.require_whole()
-    return chat, partial(chat.answer, bank=plans.bank, guards=plan.rows())
+    return chat, partial(chat.answer, bank=plans.bank, guards=plan.rows(), policy=plan)
 
 
 def _in_vllm(

@@ -18,7 +18,7 @@ from guard.commands.fit.output import (
     print_written,
     require_artifact_name,
 )
-from guard.config.schema import PLACES, Place
+from guard.config.policy_schema import PLACES, Place
 from guard.data.prompts import ScreenText, read_rows, texts
 from guard.errors import DataError, ModelError
 from guard.fitting.files import write_report

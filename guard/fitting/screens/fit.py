@@ -19,13 +19,14 @@ from classifiers.embeddings.heads import EmbeddingHead, Floats
 from classifiers.embeddings.training import train as train_head
 from classifiers.text.encoder.model import OVERLAP, WINDOW, TextEncoder
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
-from guard.config.schema import PLACES, Place
+from guard.config.policy_schema import PLACES, Place
 from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
 from guard.evaluation.text_disguises import TEXT_DISGUISES
 from guard.fitting.judgement import HeldOut
 from guard.fitting.screens.cross_fit import HeadRecipe, cross_fit
 from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, evenly, figures_of
+from guard.fitting.screens.first_stage import fit_first_stage
 from guard.fitting.screens.folds import (
     FOLDS,
     Indices,
@@ -110,6 +111,8 @@ def fit_screen(
         test = figures_of(test_scores, threshold, _disguised(test_rows, score))
         scores[held_out] = test_scores.scores
         judged = np.concatenate([usable, held_out])
+    first = fit_first_stage(rows, windows, folds, head, threshold)
+    stage = first.stage
     card = encoder.card
     meta = ArtifactMeta(
         method=METHOD,
@@ -125,6 +128,7 @@ def fit_screen(
         ),
         seams=("text",),
         settings=head.settings()
+        | ({} if stage is None else stage.settings())
         | {"threshold": threshold, "window": WINDOW, "overlap": OVERLAP, "look": list(recipe.look)},
         calibration={
             "false_positive_rate": recipe.fpr,
@@ -133,11 +137,12 @@ def fit_screen(
             "recall": float((unsafe_scores > threshold).mean()),
             "held_out": list(hold_out),
             "learn_only": list(recipe.learn_only),
+            "first_stage": dict(first.figures),
             "tested": None if test is None else test.figures(),
         },
     )
     return ScreenFit(
-        Artifact(meta, head.tensors()),
+        Artifact(meta, head.tensors() | ({} if stage is None else stage.tensors())),
         test,
         HeldOut.of(
             threshold,

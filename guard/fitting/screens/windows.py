@@ -19,7 +19,8 @@ Readings = Callable[[str], list[str]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextWindows:
-    """Windows of texts: `embeddings [windows, width]`, and the index of their text,
+    """Windows of texts: `embeddings [windows, width]`, their static embeddings `static [windows,
+    width]`, their token `ids` out of a `vocabulary` of so many, and the index of their text,
     `text [windows]`.
 
     `first` marks the windows of a text's first reading; training uses only these. `too_long
@@ -27,17 +28,27 @@ class TextWindows:
     """
 
     embeddings: Floats
+    static: Floats
+    ids: Sequence[Sequence[int]]
+    vocabulary: int
     text: NDArray[np.intp]
     first: NDArray[np.bool_]
     too_long: NDArray[np.bool_]
 
     def logits(self, head: EmbeddingHead) -> Floats:
         """The highest logit of each text's windows, `[texts]`; NaN if the text is too long."""
-        return self._highest(EmbeddingHeads([head]).logits(self.embeddings)[:, 0])
+        return self.highest(EmbeddingHeads([head]).logits(self.embeddings)[:, 0])
 
     def scores(self, head: EmbeddingHead) -> Floats:
         """The highest probability of each text's windows, `[texts]`; NaN if it is too long."""
-        return self._highest(EmbeddingHeads([head]).scores(self.embeddings)[:, 0])
+        return self.highest(EmbeddingHeads([head]).scores(self.embeddings)[:, 0])
+
+    @property
+    def read_once(self) -> NDArray[np.bool_]:
+        """Whether a text has one reading, which was encoded, `[texts]`."""
+        once = ~self.too_long
+        once[self.text[~self.first]] = False
+        return once
 
     def windows_of(self, texts: NDArray[np.intp]) -> NDArray[np.intp]:
         """The windows of some texts that training uses."""
@@ -50,12 +61,16 @@ class TextWindows:
         kept = place[self.text] >= 0
         return TextWindows(
             self.embeddings[kept],
+            self.static[kept],
+            [self.ids[window] for window in np.flatnonzero(kept).tolist()],
+            self.vocabulary,
             place[self.text[kept]],
             self.first[kept],
             self.too_long[texts],
         )
 
-    def _highest(self, values: Floats) -> Floats:
+    def highest(self, values: Floats) -> Floats:
+        """The highest of each text's windows, `[texts]`; NaN if it is too long."""
         highest = np.full(len(self.too_long), -np.inf, np.float32)
         np.maximum.at(highest, self.text, values)
         highest[self.too_long] = np.nan
@@ -67,7 +82,8 @@ def embed_windows(
 ) -> TextWindows:
     """Embed the windows of all readings of `texts`; `stage` names the stage for `progress`."""
     advance = progress(stage, len(texts))
-    embeddings, owners, first = [], [], []
+    embeddings, static, owners, first = [], [], [], []
+    ids: list[Sequence[int]] = []
     too_long = np.zeros(len(texts), bool)
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
@@ -77,11 +93,20 @@ def embed_windows(
             for i, reading in enumerate(readings(text))
         ]
         encoded = encoder.encode([reading for _, _, reading in batch_readings])
-        too_long[[batch_readings[index][0] for index in encoded.too_long]] = True
+        windows = encoded.windows
+        too_long[[batch_readings[index][0] for index in windows.too_long]] = True
         embeddings.append(encoded.embeddings)
-        owners += [batch_readings[index][0] for index in encoded.text]
-        first += [batch_readings[index][1] for index in encoded.text]
+        static.append(encoder.words.means(windows.ids))
+        ids += windows.ids
+        owners += [batch_readings[index][0] for index in windows.text]
+        first += [batch_readings[index][1] for index in windows.text]
         advance(len(batch))
     return TextWindows(
-        np.concatenate(embeddings), np.asarray(owners, np.intp), np.asarray(first, bool), too_long
+        np.concatenate(embeddings),
+        np.concatenate(static),
+        ids,
+        encoder.words.vocabulary,
+        np.asarray(owners, np.intp),
+        np.asarray(first, bool),
+        too_long,
     )

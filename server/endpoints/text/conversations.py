@@ -71,7 +71,8 @@ async def chat_prompt(
             pixels = await asyncio.to_thread(decode_uploads, uploads)
         size += AT_ONCE  # image processors take their time, too
     try:
-        encode = partial(service.encode_chat, tools=tools)
+        by_turn = gateway.config.policy(admission.policy).scope == "turn"
+        encode = partial(service.encode_chat, tools=tools, by_turn=by_turn)
         return ChatPrompt(await encoded(encode, _messages(turns, pixels), size), tools)
     except RequestError as error:
         if error.param == "messages":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from guard.config.schema import Place
+from guard.config.policy_schema import Place
 
 PROTOCOL = frozenset(
     {

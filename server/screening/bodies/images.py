@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guard.config.schema import Place
+from guard.config.policy_schema import Place
 from guard.data.image_files import kind_of
 
 PICTURES = "pictures"

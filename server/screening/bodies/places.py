@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guard.config.schema import Place
+from guard.config.policy_schema import Place
 from server.screening.bodies.fields import CONVERSATION, PARTS, PLACES, RESULTS
 
 

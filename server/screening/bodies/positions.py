@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from guard.config.schema import Place
+from guard.config.policy_schema import Place
 from server.screening.bodies.signed_items import SignedItems
 
 

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from guard.config.schema import Place
+from guard.config.policy_schema import Place
 from server.screening.bodies.documents import JsonDocument, Number, ObjectNames
 from server.screening.bodies.fields import (
     CARRIERS,

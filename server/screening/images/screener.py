@@ -26,6 +26,8 @@ CACHE_ENTRIES, TEXT_ENTRIES = 4096, 1024
 _MOST_AT_ONCE = 4
 _IMAGE_COST = 100_000
 """The cost of an image beside its bytes."""
+_OCR_COST = 10 * _IMAGE_COST
+"""What reading the text in an image costs beside that: a quarter of a second to a second."""
 _LIMIT = 8 * MAX_IMAGE_BYTES
 """The cost of the images of one caller that wait."""
 
@@ -77,7 +79,10 @@ class ImageScreener:
         caller waits."""
         budget = PixelBudget()
         items = [_Item(wanted, budget, caller.tenant) for wanted in images]
-        costs = [_IMAGE_COST + len(wanted.image.value or "") for wanted in images]
+        costs = [
+            _IMAGE_COST + len(wanted.image.value or "") + wanted.ocr * _OCR_COST
+            for wanted in images
+        ]
         return await self._worker.run(caller.turn, items, costs)
 
     def close(self) -> None:

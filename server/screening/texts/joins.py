@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from classifiers.text.disguises.decoding import encoded_runs
-from guard.config.schema import Place
+from guard.config.policy_schema import Place
 from guard.plans.screens import TextScreen
 from server.screening.bodies.fields import CONVERSATION
 from server.screening.bodies.texts import JsonText, JsonTexts

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from classifiers.text.cascade import Cascade, ReadText
 from classifiers.text.disguises.views import readings
-from classifiers.text.encoder.model import TextEncoder
 from classifiers.text.patterns.matching import have_none
 from guard.errors import GuardFailed
-from guard.plans.heads import EmbeddingScores
 from guard.plans.image_screens import ImageClassifiers
 from guard.plans.screens import TextScreen
 from server.screening.bodies.texts import MAX_TEXTS
@@ -53,6 +51,20 @@ Scores = NDArray[np.float32]
 class _Unread(NamedTuple):
     text: str
     tenant: str
+    clearable: tuple[int, ...]
+    """The heads for which the first stage may clear the text."""
+
+
+class _Row(NamedTuple):
+    """Scores `[heads]`. Those of a text that the first stage has cleared, in whole or in part, are
+    for the heads in `cleared` alone."""
+
+    scores: Scores
+    cleared: tuple[int, ...] = ()
+
+    def holds_for(self, clearable: tuple[int, ...]) -> bool:
+        """Whether they are for one who would have the text cleared for these heads."""
+        return not self.cleared or (bool(clearable) and {*clearable} <= {*self.cleared})
 
 
 class _Unmatched(NamedTuple):
@@ -70,15 +82,14 @@ class Screener:
 
     def __init__(
         self,
-        encoder: TextEncoder | None,
-        heads: EmbeddingScores | None,
+        cascade: Cascade | None,
         images: ImageClassifiers | None = None,
         *,
         cache_entries: int = CACHE_ENTRIES,
     ) -> None:
-        self.cache: VerdictCache[Scores] = VerdictCache(cache_entries)
+        self.cache: VerdictCache[_Row] = VerdictCache(cache_entries)
         self._spans: VerdictCache[tuple[Span, ...]] = VerdictCache(cache_entries)
-        self._encoder, self._heads = encoder, heads
+        self._cascade = cascade
         self.images = None if images is None else ImageScreener(images)
         """What reads images; None where no policy has them read."""
         self._inline_cost = 0
@@ -124,7 +135,9 @@ class Screener:
         results = await self._matches(texts, size, patterns, caller)
         if heads and texts:
             tails = texts if tail is None else [text[-tail:] for text in texts]
-            rows = await self._scores(tails, caller)
+            columns = tuple(screen.head for screen in heads if screen.head is not None)
+            clearable = columns if all(screen.first_stage for screen in heads) else ()
+            rows = await self._scores(tails, clearable, caller)
             for text_results, row in zip(results, rows, strict=True):
                 text_results += [ScreenedText(screen, float(row[screen.head])) for screen in heads]
         return results
@@ -177,53 +190,57 @@ class Screener:
             results.append(ScreenedText(screen, 1.0 if spans else 0.0, spans))
         return results
 
-    async def _scores(self, texts: Sequence[str], caller: Caller) -> list[Scores]:
-        """Scores `[heads]` of each text."""
+    async def _scores(
+        self, texts: Sequence[str], clearable: tuple[int, ...], caller: Caller
+    ) -> list[Scores]:
+        """Scores `[heads]` of each text, which the first stage may clear for these heads."""
         keys = {text: exact_key(text) for text in texts}
-        known: dict[str, Scores | None] = {
-            text: self.cache.get(caller.tenant, key) for text, key in keys.items()
-        }
+        known = {text: self._known(caller.tenant, key, clearable) for text, key in keys.items()}
         unread = [text for text, row in known.items() if row is None]
         sizes = [len(text.encode("utf-8", "surrogatepass")) for text in unread]
         if sum(sizes) > MAX_ENCODED_BYTES:
             raise TextTooLong()
-        items = [_Unread(text, caller.tenant) for text in unread]
+        items = [_Unread(text, caller.tenant, clearable) for text in unread]
         rows = await self._encoding.run(caller.turn, items, sizes)
-        for text, scores in zip(unread, rows, strict=True):
-            if not np.isfinite(scores).all():
+        for text, row in zip(unread, rows, strict=True):
+            if not np.isfinite(row.scores).all():
                 raise TextTooLong()
-            self.cache.put(caller.tenant, keys[text], scores)
-            known[text] = scores
-        return [row for text in texts if (row := known[text]) is not None]
+            self.cache.put(caller.tenant, keys[text], row)
+            known[text] = row
+        return [found.scores for text in texts if (found := known[text]) is not None]
 
-    def _score(self, items: Sequence[_Unread]) -> list[Scores]:
-        """Scores `[heads]` of each text, the highest of its readings; NaN where one is too long.
+    def _known(self, tenant: str, key: bytes, clearable: tuple[int, ...]) -> _Row | None:
+        row = self.cache.get(tenant, key)
+        return row if row is not None and row.holds_for(clearable) else None
+
+    def _score(self, items: Sequence[_Unread]) -> list[_Row]:
+        """The scores of each text, NaN where one is too long.
 
         Runs in the worker's thread. Raises GuardFailed.
         """
         try:
-            return self._encoded(items)
+            return self._read(items)
         except Exception as error:
             # the reason may name files, and goes into verdicts
             logger.exception("the screens' encoder failed")
             raise GuardFailed("the screens' encoder failed: the log has the reason") from error
 
-    def _encoded(self, items: Sequence[_Unread]) -> list[Scores]:
-        assert self._encoder is not None and self._heads is not None
+    def _read(self, items: Sequence[_Unread]) -> list[_Row]:
+        assert self._cascade is not None
         text_readings = [readings(item.text) for item in items]
         keys = [read_key(reading_list) for reading_list in text_readings]
-        rows = [self.cache.get(item.tenant, key) for item, key in zip(items, keys, strict=True)]
+        rows = [
+            self._known(item.tenant, key, item.clearable)
+            for item, key in zip(items, keys, strict=True)
+        ]
         missing = [index for index, row in enumerate(rows) if row is None]
-        flat = [reading for index in missing for reading in text_readings[index]]
-        if flat:
-            encoded = self._encoder.encode(flat)
-            scores = encoded.highest(self._heads.scores(encoded.embeddings))
-            start = 0
-            for index in missing:
-                end = start + len(text_readings[index])
-                reading_scores, start = scores[start:end], end
-                row = np.where(np.isnan(reading_scores).any(0), math.nan, reading_scores.max(0))
-                rows[index] = row
-                if np.isfinite(row).all():
-                    self.cache.put(items[index].tenant, keys[index], row)
+        if missing:
+            read = self._cascade.scores(
+                [ReadText(items[i].text, text_readings[i], items[i].clearable) for i in missing]
+            )
+            for index, scores, encoded in zip(missing, *read, strict=True):
+                item = items[index]
+                rows[index] = row = _Row(scores, () if encoded else item.clearable)
+                if np.isfinite(scores).all():
+                    self.cache.put(item.tenant, keys[index], row)
         return [row for row in rows if row is not None]

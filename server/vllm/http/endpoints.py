@@ -20,7 +20,7 @@ from guard.config.vllm_plugin import CONFIG
 from guard.errors import GuardError
 from server.auth import authenticate
 from server.errors import UnknownRoute, error_response
-from server.screening.texts.moderation import moderate
+from server.screening.texts.moderation import moderate, screens_of
 from server.screening.texts.turns import caller_of
 from server.vllm.http.middleware import HttpGuard, policies_of
 from server.vllm.recording import process_recording
@@ -83,8 +83,7 @@ def _moderations_router() -> APIRouter:
             limits = policies.config.server
             body = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
             plans = policies.screens.plans
-            names = {screen.name for name in policies.entries for screen in plans[name].screens}
-            screens = [screen for screen in plans.screens if screen.name in names]
+            screens = screens_of(plans, policies.entries)
             with policies.screens.screener() as screener:
                 caller = caller_of(None, request.scope)
                 return JSONReply(await moderate(body, screens, screener, caller))

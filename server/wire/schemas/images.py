@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from guard.config.schema import MAX_PROMPT_CHARS
+from guard.config.policy_schema import MAX_PROMPT_CHARS
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.wire.embeddings import Numbers, read_numbers
 from server.wire.image_files import FORMATS, ImageFormat

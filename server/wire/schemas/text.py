@@ -208,7 +208,7 @@ _Text = Annotated[str, MinLen(1)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=_TOKEN_ID_LIMIT)]], MinLen(1)]
 
 
-def _as_prompts(prompt: Any) -> tuple[RawPrompt, ...]:
+def as_prompts(prompt: Any) -> tuple[RawPrompt, ...]:
     """A tuple of prompts from one prompt or a list of them, each a text or token ids."""
     if isinstance(prompt, str):
         return (prompt,)
@@ -236,7 +236,7 @@ class CompletionRequest(TextRequest):
     prompt: Annotated[
         tuple[RawPrompt, ...],
         PlainValidator(
-            _as_prompts,
+            as_prompts,
             json_schema_input_type=_Text
             | Annotated[list[_Text], MinLen(1)]
             | _TokenIds

@@ -47,7 +47,8 @@ class RowToken:
 
     `fired` and `invalid` are over all guards of the row, up to and including this forward: has one
     fired, has one met NaN. `unmatched`: the grammar of the row cannot follow its answer any
-    further, so that nothing behind this token is known to match.
+    further, so that nothing behind this token is known to match. `started`: a guard has begun to
+    act, or begun anew, in this forward.
     """
 
     token: int
@@ -58,6 +59,7 @@ class RowToken:
     scores: tuple[float, ...] = ()
     """Log-probabilities of the tokens `RowSampling.scored`."""
     unmatched: bool = False
+    started: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ class TransformersEngine:
         for offset, start in enumerate(starts):
             self._add_row(first + offset, start)
         places = None if images is None else images.places
-        self._table.begin(slice(first, first + count), without_sink(real), image=places)
+        turns = torch.tensor([prompt.turn for prompt in prompts], device=self._device)
+        sensed = without_sink(real) & (index >= turns[:, None])
+        self._table.begin(slice(first, first + count), sensed, image=places)
         visible = (column[:, None] >= column[None])[None] & real[:, None, :]
         visible = visible | torch.eye(width, dtype=torch.bool, device=self._device)[None]
         cache = PromptCache(self._layers, width)
@@ -203,6 +207,7 @@ class TransformersEngine:
         sensed = torch.ones(1, last - first, dtype=torch.bool, device=self._device)
         # as `without_sink`, for a prompt of which this may be a part
         sensed[0, 0] = first > 0 or len(prompt) == 1
+        sensed &= index >= prompt.turn
         ends = last == len(prompt)
         images = ForwardImages.of(
             [self._reading.images], last, offsets=[0], first=first, device=self._device
@@ -251,6 +256,20 @@ class TransformersEngine:
             self._lengths.pop()
             self.rows = last
         return moves
+
+    @torch.inference_mode()
+    def rewind(self, row: int, withdrawn: Sequence[int], last: int) -> None:
+        """Withdraw the last tokens of a row, of which it has not read the very last; `last`, the
+        token before them, is read again by the next forward. Guards that had begun to act behind it
+        begin there. For rows without a grammar.
+
+        Nothing else is computed again: what stands behind it in the cache is overwritten.
+        """
+        self._length[row] -= len(withdrawn)
+        self._lengths[row] -= len(withdrawn)
+        self._last[row] = last
+        self._sampling.withdraw(row, withdrawn)
+        self._table.rewind(row, len(withdrawn))
 
     def _check(self, starts: Sequence[RowStart]) -> None:
         rows = self.rows + len(starts) + (self._reading is not None)
@@ -330,6 +349,7 @@ class TransformersEngine:
         self._last[torch.from_numpy(rows).to(self._device)] = token
         self._table.check(rows, logits)
         fired, invalid = self._table.flags(rows)
+        started = self._table.started(rows)
         tokens = token.tolist()
         unmatched = self._sampling.follow(rows, tokens)
         settings = [self._sampling.settings[row] for row in rows]
@@ -337,8 +357,8 @@ class TransformersEngine:
         if not unmatched and not any(
             setting.top_logprobs is not None or setting.scored for setting in settings
         ):
-            flagged = zip(tokens, fired, invalid, strict=True)
-            return [RowToken(t, fired=f, invalid=i) for t, f, i in flagged]
+            flagged = zip(tokens, fired, invalid, started, strict=True)
+            return [RowToken(t, fired=f, invalid=i, started=s) for t, f, i, s in flagged]
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(-1, token[:, None])[:, 0].tolist()
         most = max((count for count in counts if count is not None), default=1) or 1
@@ -349,6 +369,6 @@ class TransformersEngine:
             logprob = None if count is None else chosen[i]
             scored = settings[i].scored
             scores = tuple(logprobs[i, list(scored)].tolist()) if scored else ()
-            flags = fired[i], invalid[i]
-            result.append(RowToken(tokens[i], logprob, top, *flags, scores, i in unmatched))
+            flags = fired[i], invalid[i], scores, i in unmatched, started[i]
+            result.append(RowToken(tokens[i], logprob, top, *flags))
         return result

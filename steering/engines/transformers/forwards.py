@@ -25,7 +25,9 @@ class LanguageForward:
         config = model.config.get_text_config()
         layer_types = set(getattr(config, "layer_types", None) or ())
         self._sliding = config.sliding_window if "sliding_attention" in layer_types else None
-        self._window = None if layer_types else getattr(config, "sliding_window", None)
+        # checkpoints of models without windows may have the entry too: their class does not know it
+        windowed = not layer_types and hasattr(type(config), "sliding_window")
+        self._window = config.sliding_window if windowed else None
         self.layers = int(config.num_hidden_layers)
         self.images_are_whole = family is not None and family.whole
         """Whether the tokens of an image attend to each other in both directions."""
@@ -70,6 +72,27 @@ class LanguageForward:
         )
         head = self._model.get_output_embeddings()
         return head(states.last_hidden_state[:, -last:])  # type: ignore[no-any-return]
+
+    def states(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        index: Tensor,
+        keys: Tensor,
+        *,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """The states `[rows, tokens, width]` after the last layer and its norm, of texts without
+        images; arguments as those of `logits`."""
+        output = self._model.get_decoder()(
+            input_ids=ids,
+            attention_mask=self._masks(visible, index, keys, None),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
 
     def _masks(
         self, visible: Tensor, index: Tensor, keys: Tensor, images: ForwardImages | None

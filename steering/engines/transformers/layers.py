@@ -68,6 +68,23 @@ def _unsupported(config: Any) -> str | None:
     return None
 
 
+def even_context(config: Any) -> int | None:
+    """The most tokens of a row that leave the positions of its neighbours alone; None for any.
+
+    "longrope" scales the positions of all rows of a batch by its longest one.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [*rope.values()]
+    lengths = [
+        kind.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min(lengths, default=None)
+
+
 def hidden_of(output: Any) -> Tensor:
     """The residual stream `[rows, tokens, width]` in the output of a decoder layer."""
     hidden = output[0] if isinstance(output, tuple) else output

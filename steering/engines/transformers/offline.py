@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from steering.engines.transformers.engine import RowStart, TransformersEngine
+from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.forwards import LanguageForward, prompt_positions
 from steering.engines.transformers.layers import decoder_layers, hidden_of
+from steering.engines.transformers.rewinding import (
+    AnswerPolicy,
+    HeldAnswer,
+    Sentences,
+    step_of,
+)
 from steering.engines.transformers.shared_prefix import PrefixCache, prefix_of
 from steering.engines.transformers.vision.base import VisionFamily
 from steering.engines.transformers.vision.images import ForwardImages, ImageEncoder
@@ -29,11 +36,13 @@ Tokens = Prompt | Sequence[int]
 @dataclass(frozen=True)
 class Answer:
     """Generated token ids without the end token, and the readings of the row's guards; `scores` are
-    those of the first token (`RowToken.scores`)."""
+    those of the first token (`RowToken.scores`), `message` what the policy says behind the tokens.
+    """
 
     tokens: tuple[int, ...]
     readings: dict[str, Reading]
     scores: tuple[float, ...] = ()
+    message: str = ""
 
 
 def nothing(_count: int) -> None:
@@ -47,28 +56,28 @@ def answers(
     max_tokens: int,
     end_tokens: frozenset[int],
     advance: Advance = nothing,
+    policy: AnswerPolicy | None = None,
+    sentences: Sentences | None = None,
 ) -> list[Answer]:
     """Answers to all `starts`, in their order; prompts of similar length share a batch.
 
-    `advance` is called with the number of rows that have just finished. Raises ValueError as
+    `advance` is called with the number of rows that have just finished. Under a `policy`, which
+    needs `sentences`, answers go back or end as it says. Raises ValueError as
     `TransformersEngine.prefill`.
     """
     order = sorted(range(len(starts)), key=lambda i: len(starts[i].prompt))
     done: dict[int, Answer] = {}
     for first in range(0, len(order), engine.capacity):
         live = order[first : first + engine.capacity]
-        tokens: dict[int, list[int]] = {i: [] for i in live}
+        rows = {i: _Row(starts[i].prompt, policy, sentences) for i in live}
         engine.reset()
         step = engine.prefill([starts[i] for i in live])
         scores = {i: token.scores for i, token in zip(live, step, strict=True)}
         while live:
             ended = []
             for row, (i, token) in enumerate(zip(live, step, strict=True)):
-                stop = token.token in end_tokens
-                if not stop:
-                    tokens[i].append(token.token)
-                if stop or len(tokens[i]) >= max_tokens:
-                    done[i] = Answer(tuple(tokens[i]), engine.readings(row), scores[i])
+                if rows[i].take(engine, row, token, end_tokens, max_tokens):
+                    done[i] = rows[i].answer(engine.readings(row), scores[i])
                     ended.append(row)
             for source, target in engine.drop(ended):
                 live[target] = live[source]
@@ -77,6 +86,60 @@ def answers(
             if live:
                 step = engine.decode()
     return [done[i] for i in range(len(starts))]
+
+
+class _Row:
+    """The answer of one row while it is generated."""
+
+    def __init__(
+        self, prompt: Prompt, policy: AnswerPolicy | None, sentences: Sentences | None
+    ) -> None:
+        self.tokens: list[int] = []
+        self._policy, self._message, self._stuck = policy, "", False
+        self._held: HeldAnswer | None = None
+        if policy is not None and sentences is not None:
+            self._held = HeldAnswer.under(policy, sentences, prompt)
+
+    def take(
+        self,
+        engine: TransformersEngine,
+        row: int,
+        token: RowToken,
+        ends: frozenset[int],
+        most: int,
+    ) -> bool:
+        """Add a token of the row `row`; returns whether the answer ends: at one of `ends`, or with
+        `most` tokens."""
+        policy, held = self._policy, self._held
+        step = "push" if policy is None else step_of(policy, token, partial(engine.readings, row))
+        if step == "block":
+            del self.tokens[-1:]  # the token on which the guard has fired
+            return True
+        if step == "push":
+            # the last token of an answer that may go back is read too
+            if token.token in ends or len(self.tokens) == most:
+                return True
+            self.tokens.append(token.token)
+            if held is None:
+                return len(self.tokens) == most
+            held.push(token)
+            del self.tokens[len(held) :]
+            return held.repeats
+        if held is not None and self.tokens:
+            back = held.go_back(token)
+            del self.tokens[len(held) :]
+            if step == "back":
+                engine.rewind(row, back.withdrawn, back.last)
+                self._stuck = back.stuck
+        if step == "say" or self._stuck:
+            joint = held.joint if held is not None else ""
+            self._message = joint + policy.message if policy is not None else ""
+        return bool(self._message)
+
+    def answer(self, readings: dict[str, Reading], scores: tuple[float, ...]) -> Answer:
+        if self._stuck:
+            readings = {n: replace(r, stuck=r.rewinds > 0) for n, r in readings.items()}
+        return Answer(tuple(self.tokens), readings, scores, self._message)
 
 
 class _StopForward(Exception):

@@ -54,8 +54,50 @@ class PromptTokenizer:
         tokens in it are such tokens. Raises what `change` and the template raise, and ValueError
         where the template changes the name of a control token that a message or a tool holds.
         """
+        text, is_careful = self._written_out(messages, tools, change, beginning)
+        ids = self._careful_ids if is_careful else self._ids
+        return ids(text, special=False)
+
+    def before_turn(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        change: Callable[[str], str] = str,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> int:
+        """How many tokens of `chat(messages, ...)` stand before the text of the last message of the
+        user; 0 where there is none. Raises as `chat`, and ValueError where the template leaves that
+        message out.
+        """
+        users = [at for at, message in enumerate(messages) if message.get("role") == "user"]
+        if not users:
+            return 0
+        mark, last = f"{secrets.token_hex(8)}t", messages[users[-1]]
+        content = last.get("content")
+        if isinstance(content, str):
+            marked: Any = f"{mark}{content}"
+        else:
+            marked = [{"type": "text", "text": mark}, *(content or ())]
+        with_mark = [*messages]
+        with_mark[users[-1]] = {**last, "content": marked}
+        text, is_careful = self._written_out(with_mark, tools, change)
+        head, found, _ = text.partition(mark)
+        if not found:
+            raise ValueError("it leaves out the last message of the user")
+        ids = self._careful_ids if is_careful else self._ids
+        return len(ids(head, special=False))
+
+    def _written_out(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        change: Callable[[str], str],
+        beginning: str = "",
+    ) -> tuple[str, bool]:
+        """The conversation in the chat template, and whether it has stand-ins for names of control
+        tokens."""
         if not self._mentions(_strings([*messages, *tools])):
-            return self._ids(change(self._rendered(messages, tools)) + beginning, special=False)
+            return change(self._rendered(messages, tools)) + beginning, False
         hidden = [self._hidden(message) for message in messages]
         rendered = change(self._rendered(hidden, [self._hidden(tool) for tool in tools]))
         rendered += beginning
@@ -65,7 +107,7 @@ class PromptTokenizer:
             rendered = rendered.replace(mark, name)
         if self._nonce[:8] in rendered.lower():
             raise ValueError("it changes the name of a control token in a message")
-        return self._careful_ids(rendered, special=False)
+        return rendered, True
 
     def text(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text; `special` adds what the tokenizer puts around one (a `<s>`).
@@ -179,6 +221,23 @@ class PromptTokenizer:
             for name, text in self._stand_ins.items()
         }
         return plain, ids
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The control token that the chat template writes behind an answer; None where it writes none,
+    or there is no template."""
+    answer = secrets.token_hex(8)
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # templates are programs: they raise what they like
+        return None
+    behind = rendered.rpartition(answer)[2].strip()
+    special, written = _control_tokens(tokenizer, ())
+    names = [name for name in (*special, *written) if behind.startswith(name)]
+    if not names:
+        return None
+    return int(tokenizer.convert_tokens_to_ids(max(names, key=len)))
 
 
 def _control_tokens(

@@ -13,7 +13,8 @@ from benchmarks.attacks import denoiser
 from benchmarks.attacks.denoiser import DenoisingLoss, NoDefense
 from benchmarks.attacks.target import Target
 from benchmarks.attacks.white_box import GUIDANCE, SEEDS, STEPS, GuardDefense, OutputGuardLoss
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.data.prompts import ImagePrompt, read_rows
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart

@@ -14,7 +14,7 @@ from benchmarks.vllm_guards import TOPIC
 from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
 from guard.models.chat import TransformersChat
 from steering.engines.transformers.engine import TransformersEngine
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import SteerGuard, bank_of
 from steering.prompt import Prompt

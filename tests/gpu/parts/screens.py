@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.rounds import timed_rounds
-from benchmarks.screens import FITTED, random_texts
+from benchmarks.screens.shipped import FITTED, random_texts
 from classifiers.embeddings.encoders import PROVIDERS
 from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
 from classifiers.text.encoder.model import TextEncoder

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from steering.fingerprint import fingerprint
 from tests.steering.tiny import LAYERS, WIDTH, prompt
 

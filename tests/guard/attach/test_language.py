@@ -11,7 +11,8 @@ import torch
 from transformers import GenerationConfig
 
 import guard
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.errors import ContentBlocked, GuardFailed, PolicyUnfit, UnknownPolicy
 from tests.guard.attach.language import answers, language_config
 from tests.guard.toy_images import save_toy

@@ -12,7 +12,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet
 
 import guard
 from guard.artifact import Artifact
-from guard.config.schema import Config, GuardConfig, PolicyConfig, ServerConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig, ServerConfig
 from guard.errors import (
     ConfigError,
     ContentBlocked,

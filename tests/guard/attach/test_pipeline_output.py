@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import guard
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.errors import ContentBlocked, GuardFailed
 from steering.engines.diffusion.families import Family
 from tests.guard.toy_images import save_drawn_latents

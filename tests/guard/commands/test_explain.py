@@ -123,3 +123,14 @@ def test_files_that_are_none(tmp_path: Path, content: str, message: str) -> None
     told = run("explain", path)
     assert told.exit_code == 1 and message in told.stderr
     assert "cannot be read" in run("explain", tmp_path / "missing.json").stderr
+
+
+def test_a_screen_of_images_is_said_to_read_images(tmp_path: Path) -> None:
+    shares = {name: {"all": {"value": 0.5}} for name in ("recall", "disguised_recall")}
+    content = {"concept": "style/noto", "settings": {}, "calibration": {"tested": shares}}
+    images = explained(tmp_path, content | {"method": "image-screen"}).stdout
+    assert "50.0% of the unsafe images of collections that were held out fire" in images
+    assert "50.0% of the unsafe images fire although they are altered" in images
+    assert "add unsafe images of the missed kind" in images and " text" not in images
+    texts = explained(tmp_path, content | {"method": "screen"}).stdout
+    assert "add unsafe texts of the missed kind" in texts and " image" not in texts

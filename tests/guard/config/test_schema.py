@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from guard.config import schema as module
-from guard.config.schema import PolicyConfig, load_config
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import load_config
 from guard.errors import ConfigError, UnknownPolicy
 from tests.guard.conftest import GOOD, HASH, MakeArtifact
 
@@ -176,6 +177,44 @@ guards = ["knife", "words"]
 action = "refine"
 replacement = "a banana"
 """
+
+
+MODELS = """
+[[models]]
+name = "encoder"
+source = "minilm"
+engine = "onnxruntime"
+dtype = "auto"
+pooling = "last"
+
+[[models]]
+name = "served"
+source = "./model.gguf"
+engine = "vllm"
+quantization = "int8"
+
+[[models]]
+name = "placed"
+source = "smollm2"
+device = "cpu"
+device_map = "auto"
+quantization = "int3"
+"""
+
+
+def test_settings_of_models_that_do_not_go_together_are_reported(tmp_path: Path) -> None:
+    faults = problems(tmp_path, MODELS)
+    expected = [
+        (6, "models[0].dtype", "is for language models and models of images"),
+        (7, "models[0].pooling", "is for language models"),
+        (11, "models[1].source", 'a GGUF file, which engine = "transformers" alone reads'),
+        (13, "models[1].quantization", "not for vLLM"),
+        (19, "models[2].device_map", "leave 'device' out"),
+        (20, "models[2].quantization", "'int8' or 'nf4'"),
+    ]
+    assert len(faults) == len(expected), "\n".join(faults)
+    for problem, (line, place, words) in zip(faults, expected, strict=True):
+        assert problem.startswith(f"line {line}: {place}: ") and words in problem
 
 
 def test_settings_for_another_kind_of_files_are_reported(

@@ -16,6 +16,7 @@ import pytest
 
 from guard.errors import ModelError
 from guard.models import sources
+from guard.models.kind_checks import kind_of_model, source_of
 from guard.models.recipes import RECIPES, Recipe
 from guard.models.sources import MANIFEST, STEPS, add_model, added_models, resolve_source
 
@@ -271,3 +272,26 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=4, do_sample=Fals
         [sys.executable, "-c", program, str(model.path)], capture_output=True, text=True, check=True
     )
     assert "Paris" in answer.stdout
+
+
+def test_an_adapter_is_no_model(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is an adapter .*merge it into its model"):
+        resolve_source(str(tmp_path))
+
+
+def test_a_gguf_file_is_a_source(cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    with pytest.raises(ModelError, match="there is no GGUF file"):
+        resolve_source(str(file))
+    file.touch()
+    assert resolve_source(str(file)) == str(file) == resolve_source(str(tmp_path))
+    assert source_of(str(file), "language") == str(file)
+    assert kind_of_model(str(tmp_path)) == "language"
+    with pytest.raises(ModelError, match="is a language model, and what is needed here"):
+        source_of(str(file), "images")
+    (tmp_path / "model-q8.gguf").touch()
+    with pytest.raises(ModelError, match=r"2 GGUF files: name one of them \(model-q8.gguf, "):
+        resolve_source(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_source(str(tmp_path)) == str(tmp_path)

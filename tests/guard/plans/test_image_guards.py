@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from guard.artifact import Artifact
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.plans.base import LoadedGuard
 from guard.plans.image_guards import ImageGuards
 from guard.plans.images import ImagePlan, ImagePlans

@@ -12,7 +12,8 @@ import pytest
 from torch import nn
 
 from guard.artifact import Artifact
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.plans.base import LoadedGuard
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart

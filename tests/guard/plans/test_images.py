@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.errors import PolicyUnfit
 from guard.plans.images import ImagePlan, ImagePlans
 from guard.plans.language import LanguagePlans

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from guard.artifact import Artifact, ArtifactMeta
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.plans.language import LanguagePlan, LanguagePlans, ServedModel
 from guard.verdict import GuardVerdict
 from steering.engines.transformers.engine import TransformersEngine
@@ -315,3 +316,40 @@ def test_a_quantised_copy_is_told_from_another_model() -> None:
         "for it, or fit it on that model"
     )
     assert replace(quantised, depth=9).remedy(artifact, "x") == "fit it on that model"
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({"action": "say"}, 'the action "say"'),
+        ({"actions": {"g": "say"}}, 'the action "say"'),
+        ({"actions": {"g": "block"}}, "actions of single guards"),
+        ({"rewind": True}, "rewind = true"),
+        ({"scope": "turn"}, 'scope = "turn"'),
+    ],
+)
+def test_policies_that_need_the_batching_engine_are_refused_elsewhere(
+    model: Any, save: Save, policy: dict[str, Any], words: str
+) -> None:
+    plan = plan_of(model, GuardConfig(name="g", artifact=save("g")), **policy)
+    assert not plan.refuses
+    outside = plan.outside("vLLM")
+    assert outside.refuses and words in outside.broken["g"] and outside.guards == ()
+
+
+def test_policies_of_plain_keys_run_anywhere(model: Any, save: Save) -> None:
+    plan = plan_of(model, GuardConfig(name="g", artifact=save("g")), action="block")
+    assert plan.outside("vLLM") is plan
+
+
+def test_an_answer_that_could_not_be_steered_says_the_message(model: Any, save: Save) -> None:
+    guard = GuardConfig(name="g", artifact=save("g"))
+    plan = plan_of(model, guard, rewind=True, message="Not here.")
+    reading = Reading(0.9, 0.75, 3, True, rewinds=1, stuck=True)
+    verdict = plan.verdict({"g": reading}, **REPORT)
+    assert (verdict.outcome, verdict.guards[0].action, verdict.guards[0].steps) == (
+        "said",
+        "say",
+        1,
+    )
+    assert plan.message == "Not here." and not plan.may_end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from guard.artifact import Artifact, ArtifactMeta
-from guard.config.schema import PLACES, load_config
+from guard.config.policy_schema import PLACES
+from guard.config.schema import load_config
 from guard.errors import ConfigError, GuardFailed
 from guard.plans.screens import TextPlans
 from server.screening.findings import ScreenedText
@@ -102,11 +103,24 @@ def test_faults_of_screens(tmp_path: Path, addition: str, fault: str) -> None:
     assert "secret@" not in str(faults)
 
 
+class _Words:
+    vocabulary, width = 24, 4
+
+
 class _Encoder:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
     fingerprint = "f" * 64
+    words = _Words()
 
 
-def _save(path: Path, settings: dict[str, Any], method: str = "screen") -> None:
+def _save(
+    path: Path,
+    settings: dict[str, Any],
+    method: str = "screen",
+    tensors: Mapping[str, Any] = {},  # noqa: B006
+) -> None:
     fitted = {"kind": "logistic", "calibration": "temperature", "temperature": 1.0} | settings
     meta = ArtifactMeta.model_validate(
         {
@@ -124,21 +138,42 @@ def _save(path: Path, settings: dict[str, Any], method: str = "screen") -> None:
             "settings": fitted,
         }
     )
-    Artifact(meta, {"weight": np.zeros((1, 4), "f4"), "bias": np.zeros(1, "f4")}).save(path)
+    head = {"weight": np.zeros((1, 4), "f4"), "bias": np.zeros(1, "f4")}
+    Artifact(meta, head | dict(tensors)).save(path)
 
 
-def _guards(folder: Path, *names: str) -> TextPlans:
+def _guards(folder: Path, *names: str, setting: str = "", policy: str = "") -> TextPlans:
     """A policy with the saved artifacts of these names."""
     path = folder / "config.toml"
-    tables = (f'[[guards]]\nname = "{n}"\nartifact = "{n}.safetensors"\n' for n in names)
+    tables = (f'[[guards]]\nname = "{n}"\nartifact = "{n}.safetensors"\n{setting}\n' for n in names)
     listed = ", ".join(f'"{name}"' for name in names)
-    path.write_text("".join(tables) + f"[policies.p]\nguards = [{listed}]\n")
+    path.write_text("".join(tables) + f"[policies.p]\nguards = [{listed}]\n{policy}")
     return TextPlans(load_config(path), _Encoder)  # type: ignore[arg-type]
 
 
 def _head(folder: Path, settings: dict[str, Any]) -> TextPlans:
     _save(folder / "h.safetensors", settings)
     return _guards(folder, "h")
+
+
+def test_a_lower_threshold_than_the_fitted_one_has_no_first_stage(tmp_path: Path) -> None:
+    stage = {name: np.zeros(4, "f4") for name in ("first_weight", "first_mean")}
+    tensors = stage | {"first_bias": np.full(1, -1, "f4"), "first_known": np.ones(1, "f4")}
+    _save(tmp_path / "h.safetensors", {"threshold": 0.5, "first_stage_cut": 0.0}, tensors=tensors)
+    static = np.ones((1, 4), np.float32)
+    for threshold, clears in (("", True), ("threshold = 0.6", True), ("threshold = 0.4", False)):
+        cascade = _guards(tmp_path, "h", setting=threshold).cascade
+        first = None if cascade is None else cascade.first
+        cleared = first is not None and bool(first.cleared(first.estimates(static, [[]]), (0,))[0])
+        assert cleared == clears, threshold
+
+
+def test_a_policy_may_have_every_text_encoded(tmp_path: Path) -> None:
+    _save(tmp_path / "h.safetensors", {"threshold": 0.5})
+    for text, clears in (("", True), ("[policies.p.screen]\nfirst_stage = false\n", False)):
+        plans = _guards(tmp_path, "h", policy=text)
+        assert plans["p"].screens[0].first_stage == clears
+        assert not plans.screens[0].first_stage, "moderations tell scores"
 
 
 class _Norms:
@@ -160,8 +195,8 @@ def test_screens_of_two_methods_are_scored_together(
     for name, method in (("a", "screen"), ("b", "norm"), ("c", "screen")):
         _save(tmp_path / f"{name}.safetensors", {"threshold": 0.5}, method)
     plans = _guards(tmp_path, "a", "b", "c")
-    assert plans.heads is not None
-    (scores,) = plans.heads.scores(np.asarray([[2.0, 0, 0, 0]], np.float32))
+    assert plans.cascade is not None
+    (scores,) = plans.cascade.heads.scores(np.asarray([[2.0, 0, 0, 0]], np.float32))
     columns = {screen.name: screen.head for screen in plans["p"].screens}
     assert {name: scores[column] for name, column in columns.items()} == {
         "a": 0.5,

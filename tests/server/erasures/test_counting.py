@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from guard.certificate import Fired
-from guard.config.schema import Config, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config
 from guard.verdict import GuardVerdict, Verdict
 from server.erasures.counting import Firings
 

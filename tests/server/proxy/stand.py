@@ -229,7 +229,7 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
         context = ProxyContext(
             config,
             plans,
-            screener or Screener(plans.encoder, plans.heads, plans.images),
+            screener or Screener(plans.cascade, plans.images),
             Forwarder(upstreams, config.proxy),
             Recorder(metrics.verdicts, audit).record,
         )

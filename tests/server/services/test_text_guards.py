@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from guard.config.schema import PolicyConfig, load_config
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import load_config
 from guard.errors import ContentBlocked, GuardFailed
 from tests.server.running_service import run
 from tests.server.services.text_driver import Answer, answers, request

@@ -178,7 +178,7 @@ class Behind:
         plans, metrics = TextPlans(config), Metrics()
         screens = Screens(
             plans,
-            Screener(plans.encoder, plans.heads, plans.images),
+            Screener(plans.cascade, plans.images),
             Recorder(metrics.verdicts, None),
         )
         self.values: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from guard.config.schema import load_config
 from guard.plans.language import LanguagePlans, ServedModel
 from guard.verdict import Verdict
 from steering.engines.transformers.engine import RowStart, TransformersEngine
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 from steering.engines.transformers.vision.prompts import VisionPrompts
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import SteerGuard, bank_of

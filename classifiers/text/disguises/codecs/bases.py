@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+import numpy as np
 import re2  # type: ignore[import-untyped]
 
 from classifiers.text.disguises.codecs.base import Codec
@@ -38,6 +39,9 @@ _UNUSUAL: Final = r"[!#-&*+;-@\[-^`{-~]"
 _ANY_UNUSUAL: Final = re.compile(_UNUSUAL)
 _ANY_BASE85: Final = re2.compile(rf"[!-~]{{6}}{_UNUSUAL}|{_UNUSUAL}[!-~]{{6}}")
 _BASE85: Final = re.compile(r"[!-~]{12,}+")
+_HIGHEST: Final = 84
+_POWERS: Final = 85 ** np.arange(4, -1, -1, dtype=np.uint64)
+"""Of five digits of ASCII85."""
 _ANY_UU: Final = re2.compile(r"(?:^|\n)[!-M][ -`]{12}")
 _UU: Final = re.compile(r"(?:^|(?<=\n))(?P<lines>[!-M][ -`]{8,60}(?:\n[!-M][ -`]{4,60})*+)")
 _MOST_UNPACKED: Final = 4
@@ -138,10 +142,27 @@ def _base85s(text: str) -> Iterator[Replacement]:
         if not _ANY_UNUSUAL.search(run[0]):
             continue
         digits = run[0].removeprefix("<~").removesuffix("~>")
-        for decode in (base64.b85decode, base64.a85decode):
+        for decode in (base64.b85decode, a85decode):
             if decoded := _from_base85(digits, decode):
                 yield Replacement(run.start(), run.end(), decoded)
                 break
+
+
+def a85decode(digits: str) -> bytes:
+    """`base64.a85decode` of digits without spaces, many times as fast. Raises ValueError as it
+    does."""
+    if "z" in digits or not digits.isascii():
+        return base64.a85decode(digits)
+    values = np.frombuffer(digits.encode(), np.uint8) - np.uint8(33)  # what is below wraps round
+    if (values > _HIGHEST).any():
+        raise ValueError("no digit of ASCII85")
+    missing = -len(values) % 5
+    padded = np.concatenate([values, np.full(missing, _HIGHEST, np.uint8)])
+    numbers = padded.reshape(-1, 5) @ _POWERS
+    if (numbers >= 2**32).any():
+        raise ValueError("ASCII85 over 32 bits")
+    data = numbers.astype(">u4").tobytes()
+    return data[: len(data) - missing]
 
 
 def _from_base85(digits: str, decode: Callable[[str], bytes]) -> str | None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
+
+from server.services.interface import Capability
 
 
 class LanguageModelFacts(TypedDict):
     """`tools` is the family whose calls of tools are read; null: the model knows none."""
 
     engine: str
+    capabilities: list[Capability]
+    embedding_width: NotRequired[int]
     max_context: int
     tools: str | None
+
+
+class EncoderFacts(TypedDict):
+    engine: str
+    capabilities: list[Capability]
+    embedding_width: int
+    max_context: int
 
 
 class EmbeddingFacts(TypedDict):
@@ -24,6 +35,7 @@ class EmbeddingFacts(TypedDict):
 
 class ImageModelFacts(TypedDict):
     engine: str
+    capabilities: list[Capability]
     size: str
     num_inference_steps: int
     guidance_scale: float
@@ -37,7 +49,7 @@ class ServedModel(TypedDict):
     created: int
     owned_by: Literal["inference-guard"]
     input_modalities: list[Literal["text", "image"]]
-    guard: LanguageModelFacts | ImageModelFacts
+    guard: LanguageModelFacts | EncoderFacts | ImageModelFacts
 
 
 class ModelList(TypedDict):

@@ -132,6 +132,13 @@ class Adjustments:
             at, slots = chosen
             self._slots.counts[slots, tokens[at]] += 1
 
+    def withdraw(self, row: int, tokens: Sequence[int]) -> None:
+        """Count these tokens of the row no more."""
+        if (slot := self._slot_of[row]) >= 0:
+            at = torch.tensor(tokens, device=self._device)
+            once = torch.ones_like(at, dtype=torch.int32)
+            self._slots.counts[slot].index_add_(0, at, -once)
+
     def _among(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor] | None:
         """Which of `rows` are adjusted, and their slots."""
         if not len(self._slots):

@@ -93,6 +93,11 @@ class SamplingState:
         self._adjustments.count(rows, tokens)
         return tokens
 
+    def withdraw(self, row: int, tokens: Sequence[int]) -> None:
+        """Forget the last tokens of a row, which has no grammar."""
+        self._steps[row] -= len(tokens)
+        self._adjustments.withdraw(row, tokens)
+
     def follow(self, rows: NDArray[np.int64], tokens: Sequence[int]) -> frozenset[int]:
         """Pass the chosen tokens to the grammars of rows; returns the places among `rows` whose
         grammar cannot follow its answer."""

@@ -50,6 +50,13 @@ def test_what_no_decoder_reads_is_told(hidden: str) -> None:
     assert start + len(hidden) - 24 < last <= start + len(hidden) + 5
 
 
+@pytest.mark.parametrize("width", [56, 64, 96, 128])
+def test_hexadecimal_in_lines_as_long_as_digests_is_told(width: int) -> None:
+    blob = random.Random(6).randbytes(130).hex()
+    wrapped = "\n".join(blob[at : at + width] for at in range(0, len(blob), width))
+    assert unreadable(f"Read:\n{wrapped}\nDo it.") == [(6, 6 + len(wrapped))]
+
+
 @pytest.mark.parametrize("before", ["Follow this. ", "Is it so? ", "Read:\n", "100% "])
 @pytest.mark.parametrize("width", [60, 76, 1000])
 def test_bytes_are_told_whatever_stands_before_and_wherever_their_lines_end(

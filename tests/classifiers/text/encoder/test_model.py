@@ -16,8 +16,8 @@ from classifiers.text.encoder.model import (
     MOST_WINDOWS,
     OVERLAP,
     WINDOW,
-    Encoded,
     TextEncoder,
+    Windows,
     batches,
     window_starts,
 )
@@ -45,9 +45,11 @@ def encoder(
 def test_each_text_has_its_windows_in_order(encoder: TextEncoder) -> None:
     encoded = encoder.encode(TEXTS)
     windows = [encoder.encode([text]) for text in TEXTS]
-    assert encoded.text.tolist() == [at for at, alone in enumerate(windows) for _ in alone.text]
-    assert [len(alone.text) for alone in windows] == [1, 1, 4, 1, 1]
-    assert encoded.embeddings.shape == (8, encoder.width) and encoded.too_long == ()
+    assert encoded.windows.text.tolist() == [
+        at for at, alone in enumerate(windows) for _ in alone.windows.text
+    ]
+    assert [len(alone.windows.text) for alone in windows] == [1, 1, 4, 1, 1]
+    assert encoded.embeddings.shape == (8, encoder.width) and encoded.windows.too_long == ()
     np.testing.assert_allclose(np.linalg.norm(encoded.embeddings, axis=1), 1, atol=1e-5)
 
 
@@ -55,7 +57,9 @@ def test_other_texts_do_not_change_an_embedding(encoder: TextEncoder) -> None:
     together = encoder.encode(TEXTS)
     for at, text in enumerate(TEXTS):
         alone = encoder.encode([text]).embeddings
-        np.testing.assert_allclose(together.embeddings[together.text == at], alone, atol=1e-4)
+        np.testing.assert_allclose(
+            together.embeddings[together.windows.text == at], alone, atol=1e-4
+        )
 
 
 def test_int8_embeddings_are_close_to_float32(tmp_path: Path) -> None:
@@ -80,17 +84,17 @@ def test_a_text_that_is_too_long_is_listed_and_never_scored(encoder: TextEncoder
         "a" * (body * MOST_WINDOWS + OVERLAP + 1),
     )
     encoded = encoder.encode(["ab", not_quite, "cd"])
-    assert encoded.too_long == (1,) and encoded.text.tolist() == [0, 2]
-    highest = encoded.highest(np.array([[0.5], [0.25]], np.float32))
+    assert encoded.windows.too_long == (1,) and encoded.windows.text.tolist() == [0, 2]
+    highest = encoded.windows.highest(np.array([[0.5], [0.25]], np.float32))
     assert highest[0] == 0.5 and np.isnan(highest[1]) and highest[2] == 0.25
-    assert encoder.encode([fits]).text.tolist() == [0] * MOST_WINDOWS
+    assert encoder.windows([fits]).text.tolist() == [0] * MOST_WINDOWS
 
 
 def test_a_texts_score_is_that_of_its_highest_window() -> None:
-    encoded = Encoded(np.zeros((4, 2), np.float32), np.array([0, 0, 1, 1]), 2, ())
+    windows = Windows([[]] * 4, np.array([0, 0, 1, 1]), 2, ())
     scores = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.3], [0.2, 0.4]], np.float32)
     np.testing.assert_array_equal(
-        encoded.highest(scores), np.array([[0.8, 0.9], [0.3, 0.4]], np.float32)
+        windows.highest(scores), np.array([[0.8, 0.9], [0.3, 0.4]], np.float32)
     )
 
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from guard.artifact import Artifact
 from guard.cli import app
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.fitting.images import latents
 from guard.fitting.judgement import DRAFT
 from guard.models.images import ImageModel

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from guard.artifact import Artifact
-from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, GuardConfig
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.families import Family
 from steering.fingerprint import fingerprint

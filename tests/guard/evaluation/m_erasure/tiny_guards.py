@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from guard.config.schema import Config, PolicyConfig, load_config
+from guard.config.policy_schema import PolicyConfig
+from guard.config.schema import Config, load_config
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.seams.attention import text_keys
 from steering.fingerprint import fingerprint

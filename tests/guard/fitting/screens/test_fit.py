@@ -7,12 +7,15 @@ import random
 import numpy as np
 import pytest
 
+from classifiers.embeddings.first_stage import FirstStage, FirstStages
 from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
+from classifiers.text.cascade import Cascade, ReadText
 from classifiers.text.encoder.conversion import convert
 from classifiers.text.encoder.model import TextEncoder
 from guard.data.prompts import ScreenText
 from guard.errors import DataError
 from guard.fitting.screens import figures
+from guard.fitting.screens.first_stage import FEWEST
 from guard.fitting.screens.fit import ScreenFit, ScreenRecipe, fit_screen
 from guard.fitting.screens.report import as_json, as_page
 from tests.classifiers.text import tiny_bert
@@ -81,7 +84,7 @@ def test_held_out_texts_are_scored_by_the_head_of_the_artifact(
     head = EmbeddingHead.from_tensors(fitted.artifact.tensors, meta.settings)
     held = [row for row in ROWS if row.source in HELD]
     encoded = encoder.encode([row.prompt for row in held])
-    scores = encoded.highest(EmbeddingHeads([head]).scores(encoded.embeddings))[:, 0]
+    scores = encoded.windows.highest(EmbeddingHeads([head]).scores(encoded.embeddings))[:, 0]
     unsafe = np.array([row.unsafe for row in held])
     fired = scores > float(str(meta.settings["threshold"]))
     assert tested.recall["bad-elsewhere"].count == fired[unsafe].sum()
@@ -146,3 +149,35 @@ def test_a_text_that_is_too_long_does_not_count_as_fired() -> None:
     assert held.of(unsafe=True).shape == (2,)
     tested = figures.figures_of(held, 0.5, {})
     assert tested.recall["bad"].count == 1 and tested.auc is None
+
+
+def test_a_first_stage_comes_with_enough_unsafe_texts(
+    encoder: TextEncoder, fitted: ScreenFit
+) -> None:
+    assert FirstStage.of(fitted.artifact.tensors, fitted.artifact.meta.settings) is None
+    figures = fitted.artifact.meta.calibration["first_stage"]
+    assert isinstance(figures, dict) and figures["needed"] == FEWEST
+
+    texts = [*ROWS, *rows(240, "more-bad", "abcdef", unsafe=True, seed=5)]
+    more = fit(encoder, texts).artifact
+    stage = FirstStage.of(more.tensors, more.meta.settings)
+    figures = more.meta.calibration["first_stage"]
+    assert stage is not None and isinstance(figures, dict)
+    held_out, cleared = figures["held_out"], figures["benign_cleared"]
+    assert isinstance(held_out, dict) and isinstance(cleared, dict)
+    assert held_out["lost"] <= 0.1 * held_out["fire"] > 0  # type: ignore[operator]
+    assert cleared["good-elsewhere"] > 0.5  # type: ignore[operator]
+
+
+def test_a_first_stage_is_no_way_around_the_head(encoder: TextEncoder) -> None:
+    """The head's tensors and threshold are the same; with the stage nothing more fires."""
+    texts = [*ROWS, *rows(240, "more-bad", "abcdef", unsafe=True, seed=5)]
+    artifact = fit(encoder, texts).artifact
+    parts, threshold = (artifact.tensors, artifact.meta.settings), 0.5
+    head, stage = EmbeddingHead.from_tensors(*parts), FirstStage.of(*parts)
+    heads = EmbeddingHeads([head])
+    cascade = Cascade(encoder, heads, FirstStages([stage], [head], [threshold]))
+    read = [ReadText(row.prompt, [row.prompt], (0,)) for row in texts]
+    alone = Cascade(encoder, heads).scores(read).scores[:, 0] > threshold
+    both = cascade.scores(read).scores[:, 0] > threshold
+    assert not (both & ~alone).any() and both.sum() >= 0.95 * alone.sum()

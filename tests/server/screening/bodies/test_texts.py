@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guard.config.schema import PLACES
+from guard.config.policy_schema import PLACES
 from server.screening.bodies.scanner import MAX_NESTING
 from server.screening.bodies.texts import texts_of
 from server.screening.texts.joins import conversation

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from guard.config.schema import Place
+from guard.config.policy_schema import Place
 from server.screening.bodies.texts import texts_of
 
 CARD, MAIL = 4111111111111111, "ann@example.com"

@@ -57,7 +57,7 @@ def test_images_that_it_draws(tmp_path: Path, threshold: float) -> None:
     with serve_images(tmp_path, config) as running:
         plans = TextPlans(config)
         recorder = running.records.recorder
-        screens = Screens(plans, Screener(plans.encoder, plans.heads, plans.images), recorder)
+        screens = Screens(plans, Screener(plans.cascade, plans.images), recorder)
         services = {"toy": running.service}
         app = create_app(config, services, metrics=running.records.metrics, screens=screens)
         with serve_app(app, services) as (url, _):
@@ -92,3 +92,35 @@ def test_images_that_a_chat_shows_it(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [line["outcome"] for line in lines] == ["blocked", "pass"]
     assert [line["guards"][0]["fired"] for line in lines] == [True, False]
+
+
+def _parts(*colours: str) -> list[dict[str, object]]:
+    coded = (base64.b64encode(file_of(colour)).decode() for colour in colours)
+    urls = [{"url": f"data:image/png;base64,{code}"} for code in coded]
+    return [{"type": "image_url", "image_url": url} for url in urls]
+
+
+def test_moderations_read_images(tmp_path: Path) -> None:
+    """OpenAI's parts: one result for all of them, a category that says what it was applied to."""
+    config = _config(tmp_path, "fake", "transformers", 0.5)
+    text = {"type": "text", "text": "a paint chart"}
+    with live_server(config=config) as live:
+
+        def moderated(given: object) -> httpx.Response:
+            return live.post("/v1/moderations", json={"input": given})
+
+        for parts, fires in (([text, *_parts("blue")], False), (_parts("blue", "red"), True)):
+            (result,) = moderated(parts).json()["results"]
+            assert result["flagged"] == result["categories"]["red"] == fires
+            assert (result["category_scores"]["red"] > 0.5) == fires
+            assert result["category_applied_input_types"] == {"red": ["image"]}
+        (result,) = moderated("a paint chart").json()["results"]
+        assert not result["flagged"] and result["category_applied_input_types"] == {"red": []}
+        address = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+        for parts, code, place in (
+            ([text, address], "unreadable_image", "input[1].image_url.url"),
+            ([text, {"type": "image_url"}], "unscreened_content", "input[1]"),
+            (_parts("blue") * 65, "too_many_images", None),
+        ):
+            error = moderated(parts).json()["error"]
+            assert (error["code"], error["param"]) == (code, place)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from classifiers.images.encoder import Pixels
 from classifiers.images.ocr import TooMuchText
-from guard.config.schema import ScreenConfig
+from guard.config.policy_schema import ScreenConfig
 from guard.data.image_files import decode_readings
 from guard.plans.image_screens import ImageClassifier, ImageClassifiers
 from guard.plans.screens import ImageScreen, TextPlan, TextScreen
@@ -258,3 +258,37 @@ def test_an_image_is_read_upright_and_as_it_is_stored() -> None:
     upright, bare = decode_readings(buffer.getvalue())
     assert upright.shape == (20, 12, 3) and bare.shape == (12, 20, 3)
     assert len(decode_readings(file_of("red"))) == 1
+
+
+def test_an_image_whose_text_is_read_takes_more_turns() -> None:
+    """Between two texts in images of one caller, some ten images of another are judged."""
+    order: list[str] = []
+
+    class _Reads:
+        def read(self, _image: Pixels) -> str:
+            order.append("text")
+            return ""
+
+    class _Noted(_Colours):
+        def scores(self, images: Sequence[Pixels]) -> np.ndarray:
+            order.append("scores")
+            return super().scores(images)
+
+    async def run() -> None:
+        noted: Mapping[str, ImageClassifier] = {"colours": _Noted()}  # type: ignore[dict-item]
+        screener = ImageScreener(ImageClassifiers(noted, _Reads()))  # type: ignore[arg-type]
+
+        def wanted(colour: str, encoders: Sequence[str], ocr: bool) -> WantedImage:
+            (image,) = texts_of({"image": file_of(colour)}, "images").images
+            return WantedImage(image, frozenset(encoders), ocr)
+
+        texts = [wanted(f"#0000{level:02x}", (), True) for level in range(3)]
+        plain = [wanted(f"#{level:02x}0000", ("colours",), False) for level in range(12)]
+        many = asyncio.create_task(screener.read(texts, Caller("many")))
+        one = asyncio.create_task(screener.read(plain, Caller("one")))
+        await asyncio.gather(many, one)
+        screener.close()
+
+    asyncio.run(run())
+    first, second, _ = (place for place, what in enumerate(order) if what == "text")
+    assert order[first:second].count("scores") >= 8 and order.count("scores") == 12

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guard.config.schema import ScreenConfig, TextAction
+from guard.config.policy_schema import ScreenConfig, TextAction
 from guard.plans.screens import TextPlan, TextScreen
 from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.answers.upstream_errors import WITHHELD

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from classifiers.text.patterns.matching import shipped
-from guard.config.schema import ScreenConfig
+from guard.config.policy_schema import ScreenConfig
 from guard.plans.screens import TextPlan, TextScreen
 from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.findings import Findings, ScreenedText

@@ -72,3 +72,11 @@ def test_a_server_tells_a_key_of_its_own_screens(tmp_path: Path) -> None:
 def test_a_proxy_does_too(tmp_path: Path) -> None:
     with served(answering("ok")) as port, proxied(tmp_path, CONFIG, port) as proxy:
         _check(proxy.url)
+
+
+def test_images_are_refused_where_nothing_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(CONFIG.partition("[[keys]]")[0])
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    with live_server(config=load_config(tmp_path / "config.toml")) as live:
+        error = live.post("/v1/moderations", json={"input": [image]}).json()["error"]
+    assert error["code"] == "unscreened_content" and "no screen of images" in error["message"]

@@ -7,12 +7,14 @@ import base64
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from classifiers.text.cascade import Cascade, ReadText, TextScores
+from classifiers.text.encoder.model import Windows
 from classifiers.text.patterns.matching import shipped
 from guard.errors import GuardFailed
 from guard.plans.screens import TextScreen
@@ -24,30 +26,27 @@ from server.screening.texts.turns import Caller
 SCREENS = [TextScreen(f"h{i}", "c", "screen", 0.5, "block", head=i) for i in range(2)]
 
 
-@dataclass
-class _Encoded:
-    embeddings: Any
-
-    def highest(self, scores: Any) -> Any:
-        return scores
-
-
 class _Encoder:
     """The embedding of a text is its length, and whether it says "bomb"."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.embedded = 0
         self.go = threading.Event()
         self.go.set()
         self.fault: Exception | None = None
 
-    def encode(self, texts: Sequence[str]) -> _Encoded:
+    def windows(self, texts: Sequence[str]) -> Windows:
         self.batches.append(list(texts))
         assert self.go.wait(10)
         if self.fault is not None:
             raise self.fault
-        rows = [[len(text) / 100, float("bomb" in text.lower())] for text in texts]
-        return _Encoded(np.asarray(rows, np.float32))
+        ids = [[len(text), int("bomb" in text.lower())] for text in texts]
+        return Windows(ids, np.arange(len(texts)), len(texts), ())
+
+    def embed(self, windows: Sequence[Sequence[int]]) -> Any:
+        self.embedded += len(windows)
+        return np.asarray(windows, np.float32).reshape(-1, 2) / (100, 1)
 
 
 class _Heads:
@@ -73,7 +72,8 @@ class _Slow:
 
 def _screener(entries: int = 100) -> tuple[Screener, _Encoder]:
     encoder = _Encoder()
-    return Screener(encoder, _Heads(), cache_entries=entries), encoder  # type: ignore[arg-type]
+    cascade = Cascade(encoder, _Heads())  # type: ignore[arg-type]
+    return Screener(cascade, cache_entries=entries), encoder
 
 
 async def _scores(screener: Screener, *texts: str) -> list[list[float]]:
@@ -105,6 +105,41 @@ def test_what_was_read_before_is_not_read_again() -> None:
         assert len(encoder.batches) == 1
         await _scores(screener, "hello where")
         assert len(encoder.batches) == 2
+        screener.close()
+
+    asyncio.run(run())
+
+
+class _Clearing:
+    """Clears all for the heads that are asked for, with the score 0.25."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, ...]] = []
+
+    def scores(self, texts: Sequence[ReadText]) -> TextScores:
+        self.asked += [text.heads for text in texts]
+        rows = [[0.25 if text.heads else 0.75] * 2 for text in texts]
+        return TextScores(np.asarray(rows, np.float32), np.array([not t.heads for t in texts]))
+
+
+def test_an_estimate_is_told_only_to_those_who_take_one() -> None:
+    both = [replace(screen, first_stage=True) for screen in SCREENS]
+
+    async def run() -> None:
+        cascade = _Clearing()
+        screener = Screener(cascade)  # type: ignore[arg-type]
+
+        async def score(screens: Sequence[TextScreen]) -> float:
+            ((result, *_),) = await screener.read(["hello"], screens)
+            return result.score
+
+        assert await score(both[:1]) == 0.25
+        assert await score(both) == 0.25, "cleared for one head is not cleared for two"
+        assert await score(both[:1]) == 0.25 and await score(both[1:]) == 0.25
+        assert cascade.asked == [(0,), (0, 1)], "cleared for two is cleared for each"
+        assert await score([both[0], SCREENS[1]]) == 0.75, "one wants the encoder's scores"
+        assert await score(SCREENS) == await score(both) == 0.75, "known scores are as good"
+        assert cascade.asked[2:] == [()]
         screener.close()
 
     asyncio.run(run())

@@ -19,6 +19,7 @@ from steering.engines.transformers.layers import (
     TESTED,
     UnknownArchitecture,
     decoder_layers,
+    even_context,
     hidden_of,
     with_hidden,
 )
@@ -144,3 +145,21 @@ def test_hidden_of_and_with_hidden_keep_the_other_outputs_of_a_layer() -> None:
     assert hidden_of((hidden, rest)) is hidden and hidden_of(hidden) is hidden
     assert with_hidden((hidden, rest), other) == (other, rest)
     assert with_hidden(hidden, other) is other
+
+
+def test_the_context_ends_where_a_long_row_would_change_its_neighbours() -> None:
+    """ "longrope" chooses the factors of a batch by its longest row: 16 tokens here."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_type": "longrope"}
+    rope = {**factors, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+    scaled = {"original_max_position_embeddings": 16, "rope_parameters": rope}
+    model = tiny_model("phi3", **scaled)
+    most = even_context(model.config)
+    assert most == 16 and even_context(tiny_model("phi3").config) is None
+    assert even_context(tiny_model("gemma3_text").config) is None
+    engine = TransformersEngine(model, HiddenBank(), capacity=2)
+    row = start(prompt(9, 0))
+    alone, _ = serve(engine, [row], tokens=6)
+    beside, _ = serve(engine, [row, start(prompt(most - 6, 1))], tokens=6)
+    assert beside[0] == alone[0]
+    pushed, _ = serve(engine, [row, start(prompt(2 * most, 1))], tokens=6)
+    assert pushed[0] != alone[0]

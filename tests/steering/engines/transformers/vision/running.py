@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steering.engines.transformers.engine import TransformersEngine
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 from steering.engines.transformers.vision.base import VisionFamily
 from steering.engines.transformers.vision.prompts import VisionPrompts
 from steering.hidden.bank import HiddenBank

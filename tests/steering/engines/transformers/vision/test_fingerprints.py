@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DPTConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 from steering.fingerprint import checkpoint_fingerprint, fingerprint
 from tests.steering.engines.transformers.vision.tiny import FAMILIES, Tiny, tiny
 

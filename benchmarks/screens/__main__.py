@@ -5,8 +5,8 @@
 The time of the shipped classifiers includes all that a request pays for: undoing disguises,
 tokenising, embedding, heads. The other model has the shape of DeBERTa-v3-base, which the usual
 scanners of prompts run, with random weights: good for time alone. Texts are new in every round, so
-that no cache answers. The report has medians of wall and CPU time; each round has a new random
-order.
+that no cache answers, and first stages are off (`benchmarks.screens.cascade` has those). The report
+has medians of wall and CPU time; each round has a new random order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,23 +26,8 @@ from rich.table import Table
 from transformers import DebertaV2Config, DebertaV2Model
 
 from benchmarks.rounds import shuffled_rounds
-from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
-from classifiers.text.disguises.views import readings
-from classifiers.text.encoder.model import TextEncoder
+from benchmarks.screens.shipped import TOKENS, Shipped, random_texts, read_text
 from classifiers.text.patterns.matching import shipped
-from guard.artifact import Artifact
-from guard.models.sources import resolve_source
-
-FITTED = Path("examples/screens/fitted")
-TOKENS = 200
-WORDS = (
-    *("the", "of", "and", "to", "in", "is", "you", "that", "it", "he", "was", "for", "on", "are"),
-    *("as", "with", "they", "at", "be", "this", "have", "from", "one", "had", "by", "word", "but"),
-    *("not", "what", "all", "were", "when", "your", "can", "said", "there", "use", "each", "which"),
-    *("do", "how", "their", "will", "up", "other", "about", "out", "many", "then", "them", "these"),
-    *("so", "some", "would", "make", "like", "him", "into", "time", "has", "look", "more", "write"),
-    *("number", "no", "way", "could", "people", "my", "than", "first", "water", "been", "call"),
-)
 
 
 def main() -> None:
@@ -64,21 +48,13 @@ def main() -> None:
 
 
 def _measure(rounds: int) -> dict[str, Any]:
-    encoder = TextEncoder.load(resolve_source("minilm"), threads=1)
-    artifacts = [Artifact.load(path) for path in sorted(FITTED.glob("*.safetensors"))]
-    heads = EmbeddingHeads(
-        [
-            EmbeddingHead.from_tensors(artifact.tensors, artifact.meta.settings)
-            for artifact in artifacts
-        ]
-    )
+    classifiers = Shipped.load()
     lists = [shipped("secrets"), shipped("personal-data")]
     deberta = DebertaV2Model(DebertaV2Config(**_DEBERTA_V3_BASE))
     deberta.train(False)
 
     def classify(texts: Sequence[str]) -> None:
-        encoded = encoder.encode([reading for text in texts for reading in readings(text)])
-        encoded.highest(heads.scores(encoded.embeddings))
+        classifiers.cascade.scores([read_text(text) for text in texts])
 
     def match(texts: Sequence[str]) -> None:
         for patterns in lists:
@@ -92,8 +68,8 @@ def _measure(rounds: int) -> dict[str, Any]:
 
     screens: dict[str, tuple[Callable[[Sequence[str]], None], int]] = {
         # the function, and the prompts of one call
-        f"{len(artifacts)} heads, one prompt": (classify, 1),
-        f"{len(artifacts)} heads, 16 prompts, each": (classify, 16),
+        f"{len(classifiers.names)} heads, one prompt": (classify, 1),
+        f"{len(classifiers.names)} heads, 16 prompts, each": (classify, 16),
         "two lists of patterns, one prompt": (match, 1),
         "DeBERTa-v3-base's shape, one prompt": (run_deberta, 1),
     }
@@ -115,12 +91,6 @@ def _measure(rounds: int) -> dict[str, Any]:
         }
         for name, rows in milliseconds.items()
     }
-
-
-def random_texts(count: int, source: random.Random | None = None) -> list[str]:
-    """Texts of TOKENS tokens, without a `source` the same in every run."""
-    source = source or random.Random(0)
-    return [" ".join(source.choices(WORDS, k=TOKENS - 2)) for _ in range(count)]
 
 
 _DEBERTA_V3_BASE: dict[str, Any] = {

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 from tests.steering.engines.driver import generated, weights_hash
 from tests.steering.tiny import VOCABULARY, prompt, tiny_model
 
@@ -53,6 +55,22 @@ def test_a_damaged_folder_is_refused_in_one_line(folder: Path, name: str) -> Non
     with pytest.raises(ValueError, match="cannot be loaded: ") as caught:
         load_language_model(str(folder), device="cpu")
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_hub_name_is_read_from_the_cache_where_there_is_no_network(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path_factory.mktemp("hub")
+    repository = hub / "models--owner--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    shutil.copytree(folder, repository / "snapshots" / ("a" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model, *_ = load_language_model("owner/tiny", device="cpu")
+    assert weights_hash(model) == weights_hash(tiny_model())
+    with pytest.raises(ValueError, match="owner/absent cannot be loaded: .*name a directory"):
+        load_language_model("owner/absent", device="cpu")
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

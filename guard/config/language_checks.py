@@ -1,0 +1,79 @@
+"""Checks of the keys of a policy that are for guards of language models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from guard.config.kinds import Kind
+from guard.config.toml_lines import KeyPath
+from steering.methods import SCREENS
+
+_KEYS = ("actions", "scope", "rewind")
+
+_ENGINES = 'serve the model with engine = "transformers", or leave it out'
+
+
+def language_problems(
+    name: str, policy: Mapping[str, Any], kinds: Mapping[str, Kind | None]
+) -> Iterator[tuple[KeyPath, str]]:
+    """The faults of `[policies.NAME]`; `kinds` are those of all guards, None where the artifact
+    could not be read. Values of the wrong type are ignored."""
+    guards = _names(policy)
+    known = all(kinds.get(guard) is not None for guard in guards)
+    inside = [guard for guard in guards if kinds.get(guard) == "language"]
+    action = policy.get("action", "steer")
+    if guards and known and not inside:
+        if action == "say":
+            yield ("policies", name, "action"), f'"say" {_FOR_LANGUAGE}: choose another action'
+        for key in _KEYS:
+            if key in policy:
+                yield ("policies", name, key), f"{_FOR_LANGUAGE}: leave it out"
+        return
+    others = [g for g in guards if kinds.get(g) not in SCREENS | {"language", None}]
+    if action == "say" and others:
+        yield (
+            ("policies", name, "action"),
+            f'"say" is for guards of language models, and {others[0]} is none: choose another '
+            'action, and set "say" for these in [policies.NAME], actions',
+        )
+    for guard in _actions(policy):
+        path = ("policies", name, "actions", guard)
+        if guard not in guards:
+            yield path, "is no guard of this policy: add it there, or leave it out here"
+        elif kinds.get(guard) in SCREENS:
+            yield path, 'is a screen: set its action in "screen", actions'
+        elif guard in others:
+            yield path, "is no guard of a language model: leave it out here"
+    if _says(policy) and "message" not in policy:
+        yield ("policies", name, "message"), 'is what the action "say" says: add it'
+
+
+_FOR_LANGUAGE = "is for guards of language models, of which the policy has none"
+
+
+def unsupported(policy: Mapping[str, Any]) -> str | None:
+    """What a policy asks for that engines other than transformers do not know; None for nothing."""
+    if _says(policy):
+        return f'has the action "say", which vLLM does not know: {_ENGINES}'
+    if _actions(policy):
+        return f"has actions of single guards, which vLLM does not know: {_ENGINES}"
+    if policy.get("rewind") is True:
+        return f"has rewind = true, which vLLM does not know: {_ENGINES}"
+    if policy.get("scope") == "turn":
+        return f'has scope = "turn", which vLLM does not know: {_ENGINES}'
+    return None
+
+
+def _says(policy: Mapping[str, Any]) -> bool:
+    return policy.get("action") == "say" or "say" in _actions(policy).values()
+
+
+def _names(policy: Mapping[str, Any]) -> list[str]:
+    guards = policy.get("guards")
+    return [guard for guard in guards if isinstance(guard, str)] if isinstance(guards, list) else []
+
+
+def _actions(policy: Mapping[str, Any]) -> Mapping[str, Any]:
+    actions = policy.get("actions")
+    return actions if isinstance(actions, dict) else {}

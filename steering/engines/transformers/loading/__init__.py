@@ -1,0 +1,1 @@
+"""Language models from checkpoints and GGUF files."""
