@@ -40,6 +40,14 @@ engine = "diffusers"
 source = "{pipeline}"
 device = "cpu"
 steps = 2
+[[models]]
+name = "text-embedding-3-small"
+engine = "onnxruntime"
+source = "minilm"
+[[models]]
+name = "text-embedding-ada-002"
+engine = "onnxruntime"
+source = "minilm"
 """
 _LETTERS = """
 [[regex]]
