@@ -65,6 +65,13 @@ def _sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
         for inner, part in model.model_fields.items():
             if inspect.isclass(part.annotation) and issubclass(part.annotation, BaseModel):
                 yield f"[{name}.NAME.{inner}]", f"{name}.{inner}", part.annotation
+            elif _is_array_of_tables(part.annotation):
+                yield f"[[{name}.{inner}]]", f"{name}.{inner}", _model(part.annotation)
+
+
+def _is_array_of_tables(annotation: Any) -> bool:
+    item = next(iter(get_args(annotation)), None)
+    return get_origin(annotation) is tuple and inspect.isclass(item) and issubclass(item, BaseModel)
 
 
 def _model(annotation: Any) -> type[BaseModel]:

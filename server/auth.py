@@ -57,7 +57,7 @@ def default_policy(config: Config, key: KeyConfig | None, model: str | None = No
     """The policy of a request to `model` that names none: the key's default, else the model's, else
     the server's. `model` None stands for a model without a default.
     """
-    of_model = next((entry.default_policy for entry in config.models if entry.name == model), None)
+    of_model = config.default_policies.get(model) if model is not None else None
     return (key.default_policy if key else None) or of_model or config.server.default_policy
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from guard.artifact import Artifact
+from guard.config.adapter_checks import adapter_problems, adapters_of
 from guard.config.artifact_paths import artifact_path
 from guard.config.kinds import KINDS, Kind, kind_of
 from guard.config.language_checks import language_problems, unsupported
@@ -153,6 +154,10 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
         yield from _unknown("policy", _strings(model, ("models", index, "default_policy")), known)
         yield from _unfit(index, model, policies, kinds)
         yield from _unknown_to_vllm(index, model, server, policies)
+        for place, adapter in adapters_of(index, model):
+            yield from _unknown("policy", _strings(adapter, (*place, "default_policy")), known)
+    default = server.get("default_policy", NO_POLICY)
+    yield from adapter_problems(models, default, policies, kinds, folder)
 
 
 _OF_MODELS = ("models", "weight", "plugin")

@@ -15,6 +15,7 @@ from pydantic import (
     ValidationError,
 )
 
+from guard.config.adapter_schema import AdapterConfig
 from guard.config.artifact_paths import artifact_path
 from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_check, schema_problem
 from guard.config.kinds import KINDS, Engine, Kind
@@ -82,7 +83,7 @@ class ModelConfig(Section):
     the embedding of a text is the mean of its tokens' states (None, too), or the state of its last
     token. The engine "onnxruntime" is for sentence encoders, which give embeddings.
     `tool_parser` names the form in which a language model calls tools; None finds it in the chat
-    template.
+    template. Each of `adapters` is served under a name of its own.
     """
 
     name: Name
@@ -100,6 +101,7 @@ class ModelConfig(Section):
     max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000)
     engine_options: dict[str, bool | int | float | str] = {}
     tool_parser: Literal["hermes", "llama3", "mistral", "json"] | None = None
+    adapters: Annotated[tuple[AdapterConfig, ...], Field(strict=False, max_length=64)] = ()
 
     @property
     def kind(self) -> Kind:
@@ -191,6 +193,17 @@ class Config(Section):
         """Every policy that requests may name: "none", then the configured ones."""
         return (NO_POLICY, *self.policies)
 
+    @property
+    def default_policies(self) -> dict[str, str | None]:
+        """Every model that requests may name, adapters among them, and the default policy that it
+        has of its own, or of the model that it is an adapter of."""
+        policies: dict[str, str | None] = {}
+        for model in self.models:
+            policies[model.name] = model.default_policy
+            for adapter in model.adapters:
+                policies[adapter.name] = adapter.default_policy or model.default_policy
+        return policies
+
     def policy(self, name: str) -> PolicyConfig:
         """The policy of that name; "none" has no guards. Raises UnknownPolicy."""
         if name == NO_POLICY:
@@ -276,11 +289,12 @@ def _syntax_problem(message: str, text: str) -> str:
 
 def _section_type(path: tuple[str | int, ...]) -> type[BaseModel]:
     """The model with the key at the end of `path`."""
-    if len(path) < 2:
-        return Config
-    annotation = Config.model_fields[str(path[0])].annotation
-    sections = (annotation, *get_args(annotation))
-    return next((kind for kind in sections if _is_section(kind)), Config)
+    section: type[BaseModel] = Config
+    for key in path[:-1]:
+        if (field := section.model_fields.get(str(key))) is not None:
+            kinds = (field.annotation, *get_args(field.annotation))
+            section = next((kind for kind in kinds if _is_section(kind)), section)
+    return section
 
 
 def _is_section(kind: Any) -> bool:
@@ -305,12 +319,7 @@ def _absolute(config: Config, folder: Path) -> Config:
         else entry
         for entry in config.patterns
     )
-    models = tuple(
-        model.model_copy(update={"source": str(folder / model.source)})
-        if model.source.startswith(("./", "../"))
-        else model
-        for model in config.models
-    )
+    models = tuple(_absolute_model(model, folder) for model in config.models)
     server = config.server
     if server.audit_log is not None:
         server = server.model_copy(update={"audit_log": folder / server.audit_log})
@@ -320,3 +329,15 @@ def _absolute(config: Config, folder: Path) -> Config:
     update = {"guards": guards, "patterns": patterns, "models": models, "server": server}
     update |= {"erasures": erasures}
     return config.model_copy(update=update)
+
+
+def _absolute_model(model: ModelConfig, folder: Path) -> ModelConfig:
+    update: dict[str, Any] = {
+        "adapters": tuple(
+            adapter.model_copy(update={"source": folder / adapter.source})
+            for adapter in model.adapters
+        )
+    }
+    if model.source.startswith(("./", "../")):
+        update["source"] = str(folder / model.source)
+    return model.model_copy(update=update)

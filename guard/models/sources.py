@@ -113,8 +113,8 @@ def _of_directory(source: str, path: Path) -> Path:
         )
     if (path / "adapter_config.json").is_file():
         raise ModelError(
-            f"{source!r} is an adapter (LoRA), which is not served by itself: merge it into its "
-            "model (merge_and_unload of peft) and name that folder"
+            f"{source!r} is an adapter (LoRA), which is not served by itself: name it as the "
+            "source of [[models.adapters]] below its model, or merge it into that"
         )
     raise ModelError(f"{source!r} is a directory without {' or '.join(_DESCRIPTIONS)}: not a model")
 

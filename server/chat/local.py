@@ -28,11 +28,15 @@ def config_for(model: str, path: Path | None) -> tuple[Config, str]:
     if path is None and not given.exists():
         return _without_guards(model)
     settings = load_config(given)
-    chosen = [entry for entry in settings.models if entry.name == model]
+    chosen = [
+        entry
+        for entry in settings.models
+        if model in {entry.name, *(adapter.name for adapter in entry.adapters)}
+    ]
     if not chosen:
         if path is None:
             return _without_guards(model)
-        known = ", ".join(entry.name for entry in settings.models) or "none"
+        known = ", ".join(settings.default_policies) or "none"
         raise ConfigError([f"{given}: there is no model {model!r}: there is {known}"])
     if chosen[0].kind != "language":
         raise ConfigError([f"{given}: the model {model!r} generates images: chat with another one"])

@@ -23,7 +23,9 @@ _POLICIES = Operation(answers={JSON: PolicyList}, errors=LISTING)
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:
-    sees = isinstance(info, LanguageModelInfo) and info.sees
+    is_language = isinstance(info, LanguageModelInfo)
+    sees = is_language and info.sees
+    parent = info.parent if is_language else None
     return {
         "id": info.name,
         "object": "model",
@@ -31,6 +33,7 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "owned_by": "inference-guard",
         "input_modalities": ["text", "image"] if sees else ["text"],
         "guard": info.facts(),
+        **({} if parent is None else {"parent": parent, "root": parent}),
     }
 
 

@@ -189,7 +189,7 @@ def _models(config: Config) -> set[str]:
     """Every model that a configuration names."""
     routed = {policy.screen.model or "" for policy in config.policies.values()}
     upstream = {name for upstream in config.upstreams for name in upstream.models}
-    return {*(model.name for model in config.models), *upstream, *routed}
+    return {*config.default_policies, *upstream, *routed}
 
 
 def _guards(config: Config) -> frozenset[str]:

@@ -11,12 +11,14 @@ from guard.models.chat import end_tokens
 from guard.models.kind_checks import source_of
 from guard.plans.language import LanguagePlans
 from guard.verdict import Verdict
+from server.services.adapters import AdapterService
 from server.services.constraints import ConstraintCompiler
 from server.services.encoder import encoder_service
 from server.services.interface import AnyRequest, Capability, LanguageModelInfo, Service
 from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.services.text import BatchedTextService
 from server.services.tools.template import ToolFormat, tool_format
+from steering.engines.transformers.adapters.seam import AdapterSeam
 from steering.engines.transformers.embeddings import StateEmbedder
 from steering.engines.transformers.engine import TransformersEngine
 from steering.engines.transformers.layers import even_context
@@ -27,11 +29,17 @@ Record = Callable[[AnyRequest, Verdict], None]
 
 
 def build_services(config: Config, record: Record) -> Mapping[str, Service]:
-    """The service of each configured model, by name. Raises ModelError where loading fails."""
+    """The service of each configured model, and of each adapter, by name.
+
+    Raises ModelError where loading fails.
+    """
     services: dict[str, Service] = {}
     try:
         for model in config.models:
-            services[model.name] = _service(config, model, record)
+            service = services[model.name] = _service(config, model, record)
+            if isinstance(service, BatchedTextService):
+                for adapter in model.adapters:
+                    services[adapter.name] = AdapterService(adapter, service)
     except BaseException:
         for service in services.values():
             service.close()
@@ -95,6 +103,8 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
         vision=vision,
         tools=tools,
     )
+    folders = {adapter.name: adapter.source for adapter in settings.adapters}
+    adapters = AdapterSeam(model, folders) if folders else None
     return BatchedTextService(
         LanguageModelInfo(
             name=settings.name,
@@ -108,7 +118,13 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
             tools=tools,
         ),
         encoder,
-        TransformersEngine(model, plans.bank, capacity=config.server.max_batch, vision=vision),
+        TransformersEngine(
+            model,
+            plans.bank,
+            capacity=config.server.max_batch,
+            vision=vision,
+            adapters=adapters,
+        ),
         plans,
         ConstraintCompiler(tokenizer, vocabulary, ends),
         end_tokens=ends,
@@ -116,6 +132,7 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
         queue_limit=config.server.queue_limit,
         record=record,
         embedder=StateEmbedder(model, settings.pooling or "mean", vision),
+        adapters=settings.adapters,
     )
 
 

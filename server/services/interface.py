@@ -63,6 +63,7 @@ class TextRowRequest:
 
     `record_id` is the id under which the recorder holds the row's verdict until text screens have
     read its answer; "" where none do. `shown`: special tokens, by id, that are text in the answer.
+    `adapter` names the LoRA adapter that the row runs with.
     """
 
     request_id: str
@@ -72,6 +73,7 @@ class TextRowRequest:
     tenant: str = ""
     record_id: str = ""
     shown: Mapping[int, str] = field(default_factory=dict)
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,12 +216,13 @@ class ModelInfo:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModelInfo(ModelInfo):
     """`sees`: the messages of a chat may have images. `tools`: how the model is told of tools and
-    calls them; None where it knows none."""
+    calls them; None where it knows none. `parent`: the model of which this one is an adapter."""
 
     max_context: int
     capabilities: tuple[Capability, ...] = ("chat", "completions")
     sees: bool = False
     tools: ToolFormat | None = None
+    parent: str | None = None
 
     def facts(self) -> Mapping[str, Any]:
         return {

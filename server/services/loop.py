@@ -138,6 +138,10 @@ class EngineLoop(ABC, Generic[R, E]):
     def _settle(self) -> None:
         """Called before each step."""
 
+    def _served_as(self, row: R) -> str:
+        """The name under which the row's request has asked for the model."""
+        return self._name
+
     def _keep_readings(self, index: int) -> None:
         """Copy the readings of row `index` from the engine, which the row is about to leave."""
         self._running[index].readings = self._engine.readings(index)
@@ -298,7 +302,7 @@ class EngineLoop(ABC, Generic[R, E]):
         verdict = row.plan.verdict(
             row.readings,
             request_id=row.request.request_id,
-            model=self._name,
+            model=self._served_as(row),
             elapsed_ms=(time.monotonic() - row.arrived) * 1000,
         )
         with self._wake:

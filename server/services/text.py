@@ -16,7 +16,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from guard.config.adapter_schema import AdapterConfig
 from guard.errors import ArtifactError, UnknownPolicy
+from guard.plans.adapters import require_allowed
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import Verdict
 from server.services.constraints import ConstraintCompiler, unmatched
@@ -67,8 +69,9 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         queue_limit: int,
         record: Record,
         embedder: StateEmbedder | None = None,
+        adapters: Sequence[AdapterConfig] = (),
     ) -> None:
-        """`embedder` None: no embeddings."""
+        """`embedder` None: no embeddings. `adapters` are those of the engine."""
         super().__init__(info.name, engine, queue_limit=queue_limit, record=record)
         self.info = info
         self._encoder = encoder
@@ -84,6 +87,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             None if embedder is None else EmbeddingBatches(embedder, tokens=prefill_tokens)
         )
         self._places = Places(queue_limit)
+        self._adapters = {adapter.name: adapter for adapter in adapters}
         self._last_client = ""
         """Whose long prompt was read last."""
         self._thread.start()
@@ -179,6 +183,8 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         except KeyError:
             raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
         plan.require_fit(self.info.name)
+        if request.adapter is not None:
+            require_allowed(plan, self._adapters[request.adapter], self.info.name)
         self._encoder.check(request.prompt, request.sampling.max_tokens)
         self._encoder.check_options(request.sampling.options)
         return plan
@@ -284,6 +290,9 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
                 logger.exception("no text for request %s", row.request.request_id)
                 row.error = engine_failed()
 
+    def _served_as(self, row: TextRow) -> str:
+        return row.request.adapter or self._name
+
     def _keep_readings(self, index: int) -> None:
         super()._keep_readings(index)
         row = self._running[index]
@@ -320,4 +329,5 @@ def _start(row: TextRow) -> RowStart:
             ends=tuple(row.end_tokens),
             grammar=row.grammar,
         ),
+        adapter=row.request.adapter,
     )

@@ -57,7 +57,7 @@ def screens_for(config: Config, plans: TextPlans, key: KeyConfig | None) -> Mode
     """
     if key is None:
         return ModerationScreens(plans.screens, plans.image_screens)
-    models = [None, *(model.name for model in config.models)]
+    models = [None, *config.default_policies]
     screens = screens_of(
         plans, {name for model in models for name in allowed_policies(config, key, model)}
     )

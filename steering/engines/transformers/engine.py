@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from steering.engines.transformers.adapters.seam import AdapterSeam
 from steering.engines.transformers.cache import PromptCache
 from steering.engines.transformers.forwards import LanguageForward, prompt_positions
 from steering.engines.transformers.lanes import Lane, Lanes
@@ -34,11 +35,13 @@ from steering.prompt import Prompt
 
 @dataclass(frozen=True)
 class RowStart:
-    """A row to be added: its prompt (not empty), the guards it carries, its sampling."""
+    """A row to be added: its prompt (not empty), the guards it carries, its sampling, and the name
+    of the LoRA adapter that it runs with."""
 
     prompt: Prompt
     guards: Sequence[RowGuard]
     sampling: RowSampling
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,19 @@ class TransformersEngine:
     a row at its end.
 
     `vision` is the family of a vision-language model, whose prompts may have images; they are
-    encoded once, before any token of the prompt is read.
+    encoded once, before any token of the prompt is read. `adapters` are those that rows may carry.
 
     Raises UnknownArchitecture where the decoder layers cannot be found.
     """
 
     def __init__(
-        self, model: Any, bank: HiddenBank, *, capacity: int, vision: VisionFamily | None = None
+        self,
+        model: Any,
+        bank: HiddenBank,
+        *,
+        capacity: int,
+        vision: VisionFamily | None = None,
+        adapters: AdapterSeam | None = None,
     ) -> None:
         self._run = LanguageForward(model.eval(), vision)
         self._images = None if vision is None else ImageEncoder(model, vision)
@@ -94,6 +103,7 @@ class TransformersEngine:
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self.capacity = capacity
         self._seam = HiddenSeam(list(decoder_layers(model)))
+        self._adapters = adapters
         self.rows = 0
         self.use(bank)
 
@@ -128,6 +138,7 @@ class TransformersEngine:
         self._ahead = torch.zeros(states, **integers)
         self._last = torch.zeros(states, **integers)
         self._sampling = SamplingState(states, self._vocabulary, self._device)
+        self._adapter: list[str | None] = [None] * states
 
     def close(self) -> None:
         """Remove the hooks from the model."""
@@ -165,13 +176,14 @@ class TransformersEngine:
         places = None if images is None else images.places
         turns = torch.tensor([prompt.turn for prompt in prompts], device=self._device)
         sensed = without_sink(real) & (index >= turns[:, None])
-        self._table.begin(slice(first, first + count), sensed, image=places)
+        rows = np.arange(first, first + count)
+        self._table.begin(rows, sensed, image=places)
         visible = (column[:, None] >= column[None])[None] & real[:, None, :]
         visible = visible | torch.eye(width, dtype=torch.bool, device=self._device)[None]
         cache = PromptCache(self._layers, width)
         token_ids = torch.tensor(ids, device=self._device)
         logits = self._forward(
-            token_ids, positions, visible, index, index, cache=cache, images=images
+            rows, token_ids, positions, visible, index, index, cache=cache, images=images
         )
         return self._next(self._place([*map(len, prompts)], cache), logits)
 
@@ -213,10 +225,13 @@ class TransformersEngine:
             [self._reading.images], last, offsets=[0], first=first, device=self._device
         )
         places = None if images is None else images.places
-        self._table.begin(np.array([self.capacity]), sensed, ends=ends, image=places)
+        rows = np.array([self.capacity])
+        self._table.begin(rows, sensed, ends=ends, image=places)
         visible = keys[:, None, :] <= index[:, :, None]
         ids = torch.tensor([prompt.tokens[first:last]], device=self._device)
-        logits = self._forward(ids, positions, visible, index, keys, cache=cache, images=images)
+        logits = self._forward(
+            rows, ids, positions, visible, index, keys, cache=cache, images=images
+        )
         cache.past = last
         if not ends:
             return None
@@ -282,6 +297,8 @@ class TransformersEngine:
                 start.prompt.require_text()
             else:
                 self._images.check(start.prompt)
+            if start.adapter is not None and start.adapter not in (self._adapters or ()):
+                raise ValueError(f"there is no adapter {start.adapter!r}")
 
     def _encoded(self, starts: Sequence[RowStart]) -> list[PromptImages | None]:
         if self._images is None:
@@ -297,12 +314,14 @@ class TransformersEngine:
     def _add_row(self, row: int, start: RowStart) -> None:
         self._table.add(row, start.guards)
         self._sampling.add(row, start.sampling, start.prompt.tokens)
+        self._adapter[row] = start.adapter
         self._length[row] = len(start.prompt)
         self._ahead[row] = start.prompt.next_position - len(start.prompt)
 
     def _move(self, source: int, target: int) -> None:
         self._table.move(source, target)
         self._sampling.move(source, target)
+        self._adapter[target] = self._adapter[source]
         for state in (self._length, self._ahead, self._last):
             state[target] = state[source]
 
@@ -326,21 +345,27 @@ class TransformersEngine:
         if self._axes > 1:
             positions = positions.expand(self._axes, *positions.shape)
         last = self._last[at][:, None]
-        logits = self._forward(last, positions, visible, index, column, cache=lane.cache)
+        logits = self._forward(rows, last, positions, visible, index, column, cache=lane.cache)
         self._length[at] += 1
         for row in lane.rows:
             self._lengths[row] += 1
         return self._next(rows, logits)
 
     def _forward(
-        self, *inputs: Tensor, cache: Cache, images: ForwardImages | None = None
+        self,
+        rows: NDArray[np.int64],
+        *inputs: Tensor,
+        cache: Cache,
+        images: ForwardImages | None = None,
     ) -> Tensor:
         """Logits `[rows, vocabulary]` of the last column; `inputs` as `LanguageForward.logits`."""
-        busy = self._table.senses or self._table.acts
-        reading: AbstractContextManager[None] = (
-            self._seam.consulting(self._table) if busy else nullcontext()
-        )
-        with reading:
+        adapting: AbstractContextManager[None] = nullcontext()
+        reading: AbstractContextManager[None] = nullcontext()
+        if self._adapters is not None:
+            adapting = self._adapters.acting([self._adapter[row] for row in rows])
+        if self._table.senses or self._table.acts:
+            reading = self._seam.consulting(self._table)
+        with adapting, reading:
             logits = self._run.logits(*inputs, cache=cache, images=images)
         return logits[:, -1].float()
 

@@ -276,7 +276,7 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=4, do_sample=Fals
 
 def test_an_adapter_is_no_model(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="is an adapter .*merge it into its model"):
+    with pytest.raises(ModelError, match=r"is an adapter .*\[\[models.adapters\]\]"):
         resolve_source(str(tmp_path))
 
 

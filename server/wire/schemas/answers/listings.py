@@ -44,12 +44,16 @@ class ImageModelFacts(TypedDict):
 
 
 class ServedModel(TypedDict):
+    """`parent` and `root`: the model of which this one is a LoRA adapter."""
+
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["inference-guard"]
     input_modalities: list[Literal["text", "image"]]
     guard: LanguageModelFacts | EncoderFacts | ImageModelFacts
+    parent: NotRequired[str]
+    root: NotRequired[str]
 
 
 class ModelList(TypedDict):
