@@ -91,9 +91,10 @@ def fires(
         ]
         for first, answer, second in asked
     ]
-    turns = [tokens.before_turn(messages) for messages in chats]
+    prompts = [tokens.chat(messages) for messages in chats]
+    turns = [tokens.before_turn(each, 2, ids) for each, ids in zip(chats, prompts, strict=True)]
     whole, last = [False] * len(chats), [False] * len(chats)
-    states = chat.states([tokens.chat(messages) for messages in chats], steer.sense_layers)
+    states = chat.states(prompts, steer.sense_layers)
     for i, state in states:
         scores = torch.einsum("tlw,lw->t", state, steer.gates)
         for fired, start in ((whole, 1), (last, turns[i])):

@@ -108,11 +108,13 @@ class ChatModel(ABC):
         if not by_turn:
             return given
         return [
-            replace(prompt, turn=self._tokens.before_turn([{"role": "user", "content": text}]))
-            if isinstance(text, str)
-            else prompt
+            replace(prompt, turn=self._before(text, prompt)) if isinstance(text, str) else prompt
             for text, prompt in zip(prompts, given, strict=True)
         ]
+
+    def _before(self, text: str, prompt: Prompt) -> int:
+        asked = [{"role": "user", "content": text}]
+        return self._tokens.before_turn(asked, 0, prompt.tokens)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text, without special tokens."""

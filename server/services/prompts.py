@@ -12,7 +12,7 @@ from server.errors import NoTools
 from server.services.interface import SamplingOptions
 from server.services.tools.offered import OfferedTools
 from server.services.tools.template import ToolFormat
-from steering.engines.transformers.tokens import PromptTokenizer
+from steering.engines.transformers.tokens import PromptTokenizer, start_of_turn
 from steering.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -66,12 +66,17 @@ class PromptEncoder:
             )
         definitions: Sequence[Mapping[str, Any]] = tools.definitions if tools else ()
         beginning = ""
+        turn = start_of_turn(messages) if by_turn else None
         if definitions or any(message.keys() & _OF_TOOLS for message in messages):
             form = _require_tools(self._tools, "tools" if definitions else "messages")
-            messages, definitions = form.for_template(messages, definitions)
+            # the turn apart: its calls and results may be text behind this, several in one message
+            rest = () if turn is None else form.for_template(messages[turn:], ())[0]
+            messages, definitions = form.for_template(messages[:turn], definitions)
+            turn = None if turn is None else len(messages)
+            messages = [*messages, *rest]
             beginning = tools.beginning(form.family) if tools else ""
         try:
-            return self._prompts.chat(messages, definitions, beginning, by_turn=by_turn)
+            return self._prompts.chat(messages, definitions, beginning, turn=turn)
         except Exception as error:  # templates are programs: they raise what they like
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             subject = "the model's chat template" if self._placeholder is None else "this model"
@@ -178,7 +183,7 @@ class _Prompts(Protocol):
         tools: Sequence[Mapping[str, Any]] = (),
         beginning: str = "",
         *,
-        by_turn: bool = False,
+        turn: int | None = None,
     ) -> Prompt: ...
 
     def text(self, text: str) -> Prompt: ...
@@ -199,11 +204,13 @@ class _TextPrompts:
         tools: Sequence[Mapping[str, Any]] = (),
         beginning: str = "",
         *,
-        by_turn: bool = False,
+        turn: int | None = None,
     ) -> Prompt:
-        turn = self._tokens.before_turn(messages, tools=tools) if by_turn else 0
         tokens = self._tokens.chat(messages, tools=tools, beginning=beginning)
-        return Prompt(tuple(tokens), turn=turn)
+        before = 0
+        if turn is not None:
+            before = self._tokens.before_turn(messages, turn, tokens, tools=tools)
+        return Prompt(tuple(tokens), turn=before)
 
     def text(self, text: str) -> Prompt:
         return Prompt(tuple(self._tokens.text(text)))

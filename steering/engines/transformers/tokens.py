@@ -11,6 +11,7 @@ import json
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -61,31 +62,31 @@ class PromptTokenizer:
     def before_turn(
         self,
         messages: Sequence[Mapping[str, Any]],
+        turn: int,
+        prompt: Sequence[int],
         change: Callable[[str], str] = str,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> int:
-        """How many tokens of `chat(messages, ...)` stand before the text of the last message of the
-        user; 0 where there is none. Raises as `chat`, and ValueError where the template leaves that
-        message out.
+        """How many tokens of `prompt`, the ids of `chat(messages, ...)`, stand before the text of
+        the message `turn`; a token that has text of the template and of the message is none of
+        them. Raises as `chat`, and ValueError where the template leaves that message out.
         """
-        users = [at for at, message in enumerate(messages) if message.get("role") == "user"]
-        if not users:
-            return 0
-        mark, last = f"{secrets.token_hex(8)}t", messages[users[-1]]
-        content = last.get("content")
+        mark, first = f"{secrets.token_hex(8)}t", messages[turn]
+        content = first.get("content")
         if isinstance(content, str):
             marked: Any = f"{mark}{content}"
         else:
             marked = [{"type": "text", "text": mark}, *(content or ())]
         with_mark = [*messages]
-        with_mark[users[-1]] = {**last, "content": marked}
+        with_mark[turn] = {**first, "content": marked}
         text, is_careful = self._written_out(with_mark, tools, change)
         head, found, _ = text.partition(mark)
         if not found:
-            raise ValueError("it leaves out the last message of the user")
+            raise ValueError("it leaves out the first message of the last turn")
         ids = self._careful_ids if is_careful else self._ids
-        return len(ids(head, special=False))
+        both = zip(ids(head, special=False), prompt, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
 
     def _written_out(
         self,
@@ -221,6 +222,24 @@ class PromptTokenizer:
             for name, text in self._stand_ins.items()
         }
         return plain, ids
+
+
+def start_of_turn(messages: Sequence[Mapping[str, Any]]) -> int | None:
+    """The message that the last turn of the user begins with; None where there is no turn.
+
+    A turn is what the user and tools have said behind the last answer. An answer that calls tools
+    is none yet: it is part of the turn.
+    """
+    said = [at for at, message in enumerate(messages) if message.get("role") in {"user", "tool"}]
+    if not said:
+        return None
+    answers = [
+        at
+        for at, message in enumerate(messages[: said[-1]])
+        if message.get("role") == "assistant" and not message.get("tool_calls")
+    ]
+    behind = answers[-1] if answers else -1
+    return next(at for at in said if at > behind)
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

@@ -9,6 +9,8 @@ import pytest
 
 from guard.errors import RequestError
 from server.services.prompts import AT_ONCE, PromptEncoder, encoded
+from server.services.tools.offered import OfferedTools
+from server.services.tools.template import tool_format
 from steering.prompt import Prompt
 from tests.server.tiny_text_service import SPECIALS, tokenizer
 
@@ -38,6 +40,32 @@ def test_a_prompt_that_cannot_be_encoded_is_a_bad_request(encoder: PromptEncoder
             _with_template("{{ messages[0].nothing.more }}"), vocabulary=200, max_context=9
         ).chat([{"role": "user", "content": "</s>"}])
     assert caught.value.param == "messages"
+
+
+CALLS = [{"id": "1", "type": "function", "function": {"name": "t", "arguments": {}}}]
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_a_question_is_sensed_where_results_of_tools_are_text_behind_it(offered: bool) -> None:
+    told = _with_template("{% for m in messages %}<|user|>{{ m.content }}{% endfor %}")
+    form = tool_format(told, "json")
+    assert form is not None and not form.in_template
+    encoder = PromptEncoder(told, vocabulary=200, max_context=999, tools=form)
+    function = {"name": "t", "description": "", "parameters": {}}
+    definitions = ({"type": "function", "function": function},)
+    tools = OfferedTools(definitions, frozenset({"t"})) if offered else None
+    messages = [
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "which"},
+        {"role": "assistant", "content": "", "tool_calls": CALLS},
+        {"role": "tool", "content": "4", "tool_call_id": "1", "name": "t"},
+        {"role": "tool", "content": "5", "tool_call_id": "2", "name": "t"},
+    ]
+    prompt = encoder.chat(messages, tools, by_turn=True)
+    assert prompt.tokens == encoder.chat(messages, tools).tokens
+    turn = "".join(tokenizer().convert_ids_to_tokens(prompt.tokens[prompt.turn :]))
+    assert turn.startswith("which") and "5" in turn and "first" not in turn
 
 
 def _with_template(template: str) -> object:

@@ -41,11 +41,10 @@ class VisionPrompts:
         tools: Sequence[Mapping[str, Any]] = (),
         beginning: str = "",
         *,
-        by_turn: bool = False,
+        turn: int | None = None,
     ) -> Prompt:
         """The prompt of `messages` and `tools` in the chat template, the generation prompt added,
-        and behind it the `beginning` of the answer; `by_turn` lets guards decide on the last turn
-        of the user alone.
+        and behind it the `beginning` of the answer; guards decide from the message `turn` on.
 
         The `content` of a message is a string, or a list of `{"type": "text", "text": str}` and
         `{"type": "image", "image": uint8 [height, width, 3]}`. Templates that take strings alone
@@ -63,10 +62,10 @@ class VisionPrompts:
         tokens = self._tokens.chat(written, with_placeholders, tools=tools, beginning=beginning)
         media = self._media(tokens, images)
         positions = self.family.positions(tokens, media) if media else None
-        turn = 0
-        if by_turn:
-            turn = self._tokens.before_turn(written, with_placeholders, tools=tools)
-        return Prompt(tuple(tokens), media, positions, turn)
+        before = 0
+        if turn is not None:
+            before = self._tokens.before_turn(written, turn, tokens, with_placeholders, tools=tools)
+        return Prompt(tuple(tokens), media, positions, before)
 
     def text(self, text: str, *, special: bool = True) -> Prompt:
         """The prompt of a text without images, as `PromptTokenizer.text`."""
