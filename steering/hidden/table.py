@@ -106,6 +106,14 @@ class Table(GuardedRows):
             begun = begun & self._fresh
         return begun.any(1).tolist()
 
+    def steered(self, rows: HostRows) -> list[bool]:
+        """By row: whether a guard that acts has fired so far. Costs no transfer from the device
+        where no row is guarded."""
+        if not self._guarded[rows].any():
+            return [False] * len(self._guarded[rows])
+        at, slots = self._on_device(rows), self._slots
+        return (slots.acts[at] & (slots.fired[at] >= 0)).any(1).tolist()
+
     # -- one forward pass -------------------------------------------------------------------------
 
     def begin(

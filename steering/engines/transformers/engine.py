@@ -48,10 +48,9 @@ class RowStart:
 class RowToken:
     """One generated token. `logprob`, `top` and `scores` are filled where the row asked for them.
 
-    `fired` and `invalid` are over all guards of the row, up to and including this forward: has one
-    fired, has one met NaN. `unmatched`: the grammar of the row cannot follow its answer any
-    further, so that nothing behind this token is known to match. `started`: a guard has begun to
-    act, or begun anew, in this forward.
+    `fired`, `invalid`: a guard of the row has fired, has met NaN, in this forward or before;
+    `steered`: one that acts has fired. `started`: one has begun to act, or anew, in this forward.
+    `unmatched`: the row's grammar follows its answer no further: nothing behind is known to match.
     """
 
     token: int
@@ -63,6 +62,7 @@ class RowToken:
     """Log-probabilities of the tokens `RowSampling.scored`."""
     unmatched: bool = False
     started: bool = False
+    steered: bool = False
 
 
 @dataclass(frozen=True)
@@ -374,7 +374,7 @@ class TransformersEngine:
         self._last[torch.from_numpy(rows).to(self._device)] = token
         self._table.check(rows, logits)
         fired, invalid = self._table.flags(rows)
-        started = self._table.started(rows)
+        acts = [*zip(self._table.started(rows), self._table.steered(rows), strict=True)]
         tokens = token.tolist()
         unmatched = self._sampling.follow(rows, tokens)
         settings = [self._sampling.settings[row] for row in rows]
@@ -382,8 +382,8 @@ class TransformersEngine:
         if not unmatched and not any(
             setting.top_logprobs is not None or setting.scored for setting in settings
         ):
-            flagged = zip(tokens, fired, invalid, started, strict=True)
-            return [RowToken(t, fired=f, invalid=i, started=s) for t, f, i, s in flagged]
+            flags = zip(tokens, fired, invalid, acts, strict=True)
+            return [RowToken(t, None, (), f, i, (), False, *a) for t, f, i, a in flags]
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(-1, token[:, None])[:, 0].tolist()
         most = max((count for count in counts if count is not None), default=1) or 1
@@ -394,6 +394,6 @@ class TransformersEngine:
             logprob = None if count is None else chosen[i]
             scored = settings[i].scored
             scores = tuple(logprobs[i, list(scored)].tolist()) if scored else ()
-            flags = fired[i], invalid[i], scores, i in unmatched, started[i]
-            result.append(RowToken(tokens[i], logprob, top, *flags))
+            state = fired[i], invalid[i], scores, i in unmatched, *acts[i]
+            result.append(RowToken(tokens[i], logprob, top, *state))
         return result

@@ -132,17 +132,22 @@ class HeldAnswer:
         """The sentences that have ended."""
         self._is_steered = False
         self.repeats = False
-        """Whether the answer, which a guard has fired on, has begun to repeat a sentence, which has
-        been withdrawn: it had better end."""
+        """Whether the answer, which a guard that acts has fired on, has begun to repeat a sentence,
+        which has been withdrawn: it had better end."""
 
     def __len__(self) -> int:
         """The number of tokens that are not withdrawn."""
         return len(self._tokens)
 
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Those that are not withdrawn."""
+        return self._tokens
+
     def push(self, token: RowToken) -> Sequence[RowToken]:
         """Add a generated token; returns those that will not be withdrawn any more."""
         text = self._sentences.text_of(token.token)
-        self._is_steered = self._is_steered or token.fired
+        self._is_steered = self._is_steered or token.steered
         if self._tokens and self._sentences.ends(self._tail, text):
             self._end_sentence()
             if self.repeats:

@@ -114,19 +114,19 @@ def test_an_answer_without_a_sentence_goes_back_to_its_prompt() -> None:
 
 def test_an_answer_that_was_steered_from_its_prompt_on_has_nothing_to_go_back_to() -> None:
     held = held_answer()
-    held.push(RowToken(1, fired=True))
+    held.push(RowToken(1, fired=True, steered=True))
     assert held.go_back(LATEST).stuck
 
 
-@pytest.mark.parametrize("fired", [True, False])
-def test_an_answer_that_is_steered_says_no_sentence_twice(fired: bool) -> None:
+@pytest.mark.parametrize("steered", [True, False])
+def test_an_answer_that_is_steered_says_no_sentence_twice(steered: bool) -> None:
     held = held_answer()
     released: list[RowToken] = []
     for token in tokens_of(" cat", ".", " ran", ".", " cat", ".", " ran"):
-        released += held.push(replace(token, fired=fired))
-    assert held.repeats is fired
+        released += held.push(replace(token, fired=True, steered=steered))
+    assert held.repeats is steered
     released += held.rest()
-    assert len(released) == len(held) == (4 if fired else 7)
+    assert len(released) == len(held) == (4 if steered else 7)
 
 
 def test_a_long_sentence_is_held_back_in_part() -> None:
@@ -192,6 +192,15 @@ def test_a_row_that_goes_back_goes_on_as_if_it_had_been_steered_there(
     engine.reset()
     bare = [engine.prefill([start(OTHER)])[0]] + [engine.decode()[0] for _ in range(position + 8)]
     assert ids([[step[0] for step in (*steps, *went_on)]]) == ids([bare])
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_only_guards_that_act_steer_an_answer(engine: TransformersEngine, acts: bool) -> None:
+    guard = RowGuard("g", ALWAYS, 1.0, acts=acts)
+    tokens = engine.prefill([start(OTHER), start(prompt(9, 1), [guard])])
+    for bare, guarded in (tokens, engine.decode()):
+        assert (bare.fired, bare.steered) == (False, False)
+        assert (guarded.fired, guarded.steered) == (True, acts)
 
 
 def test_a_token_that_is_read_again_counts_once(engine: TransformersEngine) -> None:
