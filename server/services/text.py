@@ -276,19 +276,19 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             row.error = unmatched(row.request)
             return
         step = step_of(plan, token, partial(self._engine.readings, index))
-        if step == "block":
-            row.reason = "content_filter"
-        elif step == "say":
-            row.say(token)
-        elif step == "back" and row.held is not None:
-            back = row.go_back(row.held, token)
-            self._engine.rewind(index, back.withdrawn, back.last)
-        else:
-            try:
+        try:
+            if step == "block":
+                row.reason = "content_filter"
+            elif step == "say":
+                row.say(token)
+            elif step == "back" and row.held is not None:
+                back = row.go_back(row.held, token)
+                self._engine.rewind(index, back.withdrawn, back.last)
+            else:
                 row.push(token)
-            except Exception:  # an error in one row's text must not fail the batch
-                logger.exception("no text for request %s", row.request.request_id)
-                row.error = engine_failed()
+        except Exception:  # an error in one row's text must not fail the batch
+            logger.exception("no text for request %s", row.request.request_id)
+            row.error = engine_failed()
 
     def _served_as(self, row: TextRow) -> str:
         return row.request.adapter or self._name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokenizers.decoders import DecodeStream
@@ -42,6 +42,13 @@ class TokenText:
         self._shown = shown or {}
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._buffer = ""
+
+    def again(self, tokens: Iterable[int]) -> TokenText:
+        """The text of the sequence `tokens`, under the same stop strings."""
+        text = TokenText(self.tokenizer, self._stop, self._shown)
+        for token in tokens:
+            text.push(token)
+        return text
 
     def push(self, token: int) -> tuple[str, str | None]:
         """Add a token; returns new text that is safe to send, and the stop string that follows."""
@@ -113,6 +120,8 @@ class TextRow(BatchRow):
         self.lags = any(guard.recheck is not None for guard in blocking)
         self._delayed: RowToken | None = None
         self.held = held
+        # stop strings end a row at once, also those in tokens that are held back
+        self._ahead = text.again(()) if held is not None and request.sampling.stop else None
         self.is_stuck = False
         """Whether the answer has ended since steering did not lead away from the topic."""
         # an answer of a given form is sent whole, or not at all, where a guard may cut it
@@ -149,6 +158,8 @@ class TextRow(BatchRow):
         if back.stuck:
             self.is_stuck = True
             self._say()
+        elif self._ahead is not None:
+            self._ahead = self.text.again(held.tokens)
         return back
 
     def say(self, token: RowToken) -> None:
@@ -168,9 +179,8 @@ class TextRow(BatchRow):
         if self.held is not None:
             joint = self.held.joint
             self._send_settled(self.held.rest())
-        if self.reason is None:  # else a stop string came before
-            self.reason = "stop"
-            self.send(TextDelta(f"{self.text.rest()}{joint}{self.plan.message}"))
+        self.reason = "stop"
+        self.send(TextDelta(f"{self.text.rest()}{joint}{self.plan.message}"))
 
     def _hold(self, held: HeldAnswer, token: RowToken, *, ends: bool) -> None:
         """As `push`, for an answer of which tokens may be withdrawn."""
@@ -179,7 +189,8 @@ class TextRow(BatchRow):
             self._send_settled(held.rest())
         else:
             self._send_settled(held.push(token))
-            if held.repeats:
+            stops = self._ahead is not None and self._ahead.push(token.token)[1] is not None
+            if stops or held.repeats:
                 self._send_settled(held.rest())
                 self.reason = self.reason or "stop"
         if ends and self.reason is None:

@@ -11,6 +11,8 @@ import pytest
 from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import load_config
 from guard.errors import ContentBlocked
+from server.errors import EngineFailed
+from server.services.text_rows import TextRow
 from tests.server.services.text_driver import Answer, answers, request
 from tests.server.tiny_text_service import RunningText, TinyTextModel
 
@@ -92,6 +94,49 @@ def test_silent_rows_end_at_stop_strings(saying: RunningText) -> None:
     stop = (bare.text[5:7],)
     stopped, silent = ask(saying, "none", "back-watchful", max_tokens=12, stop=stop)
     assert silent.content == stopped.content and silent.finished.stop == stopped.finished.stop
+
+
+def test_a_guard_says_nothing_about_what_stands_behind_a_stop_string(
+    saying: RunningText, tiny_model: TinyTextModel
+) -> None:
+    late = tiny_model.late
+    (bare,) = ask(saying, "none", text=late.prompt)
+    before = "".join(token.text for token in bare.tokens[: late.position - 2])
+    stop = (before[-2:],)
+    stopped, *held = ask(saying, "none", "say-late", "back-late", text=late.prompt, stop=stop)
+    assert stopped.finished.stop == stop[0]
+    for answer in held:
+        assert answer.content == stopped.content
+        assert (answer.finished.reason, answer.finished.stop) == ("stop", stop[0])
+        assert answer.finished.verdict.outcome == "pass"
+
+
+def test_stop_strings_are_found_in_an_answer_that_has_gone_back(
+    saying: RunningText, tiny_model: TinyTextModel
+) -> None:
+    (back,) = ask(saying, "back-late", text=tiny_model.late.prompt)
+    stop = (back.text[-3:],)
+    cut = back.text.find(stop[0])
+    (stopped,) = ask(saying, "back-late", text=tiny_model.late.prompt, stop=stop)
+    assert (stopped.text, stopped.finished.stop) == (back.text[:cut], stop[0])
+
+
+@pytest.mark.parametrize("policy", ["say-always", "back-late", "back-watchful"])
+def test_an_error_in_the_text_of_one_row_fails_that_row_alone(
+    saying: RunningText,
+    tiny_model: TinyTextModel,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+) -> None:
+    (bare,) = ask(saying, "none", text=tiny_model.late.prompt)
+
+    def breaks(row: TextRow, *_rest: object) -> None:
+        raise ValueError("no text")
+
+    own = {"say-always": "say", "back-late": "go_back", "back-watchful": "_hold"}[policy]
+    monkeypatch.setattr(TextRow, own, breaks)
+    broken, other = ask(saying, policy, "none", text=tiny_model.late.prompt)
+    assert isinstance(broken.end, EngineFailed) and other.text == bare.text
 
 
 def test_guards_of_one_policy_have_actions_of_their_own(
