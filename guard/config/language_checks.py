@@ -45,28 +45,36 @@ def language_problems(
             yield path, 'is a screen: set its action in "screen", actions'
         elif guard in others:
             yield path, "is no guard of a language model: leave it out here"
-    if _says(policy) and "message" not in policy:
+    if _says(action, _actions(policy)) and "message" not in policy:
         yield ("policies", name, "message"), 'is what the action "say" says: add it'
 
 
 _FOR_LANGUAGE = "is for guards of language models, of which the policy has none"
 
 
+def of_transformers(
+    action: object, actions: Mapping[str, object], *, rewind: object, scope: object
+) -> str | None:
+    """Which of these keys of a policy only the engine transformers knows, in words; None where it
+    is none of them. Values of the wrong type are ignored."""
+    if _says(action, actions):
+        return 'the action "say"'
+    if actions:
+        return "actions of single guards"
+    if rewind is True:
+        return "rewind = true"
+    return 'scope = "turn"' if scope == "turn" else None
+
+
 def unsupported(policy: Mapping[str, Any]) -> str | None:
-    """What a policy asks for that engines other than transformers do not know; None for nothing."""
-    if _says(policy):
-        return f'has the action "say", which vLLM does not know: {_ENGINES}'
-    if _actions(policy):
-        return f"has actions of single guards, which vLLM does not know: {_ENGINES}"
-    if policy.get("rewind") is True:
-        return f"has rewind = true, which vLLM does not know: {_ENGINES}"
-    if policy.get("scope") == "turn":
-        return f'has scope = "turn", which vLLM does not know: {_ENGINES}'
-    return None
+    """What is wrong with a policy for vLLM; None for nothing."""
+    rewind, scope = policy.get("rewind"), policy.get("scope")
+    words = of_transformers(policy.get("action"), _actions(policy), rewind=rewind, scope=scope)
+    return None if words is None else f"has {words}, which vLLM does not know: {_ENGINES}"
 
 
-def _says(policy: Mapping[str, Any]) -> bool:
-    return policy.get("action") == "say" or "say" in _actions(policy).values()
+def _says(action: object, actions: Mapping[str, object]) -> bool:
+    return action == "say" or "say" in actions.values()
 
 
 def _names(policy: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from guard.artifact import Artifact
+from guard.config.language_checks import of_transformers
 from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import Config, GuardConfig
 from guard.config.setting_checks import recheck_of
@@ -77,19 +78,14 @@ class LanguagePlan(Plan[Reading]):
     def outside(self, where: str) -> LanguagePlan:
         """The plan for `where`, which does not run the batching engine: broken where it asks for
         what that alone does."""
-        asked = {
-            'the action "say"': self.action == "say" or "say" in self.actions.values(),
-            "actions of single guards": bool(self.actions),
-            "rewind = true": self.rewinds,
-            'scope = "turn"': self.by_turn,
-        }
-        for words, is_asked in asked.items():
-            if is_asked and self.guards:
-                return self.failed(
-                    f"{where} does not know {words}: leave it out of the policy, or run the model "
-                    'with `guard serve` and engine = "transformers"'
-                )
-        return self
+        scope = "turn" if self.by_turn else "conversation"
+        words = of_transformers(self.action, self.actions, rewind=self.rewinds, scope=scope)
+        if words is None or not self.guards:
+            return self
+        return self.failed(
+            f"{where} does not know {words}: leave it out of the policy, or run the model with "
+            '`guard serve` and engine = "transformers"'
+        )
 
     def _guard_verdict(self, guard: LoadedGuard, reading: Reading, done: Done) -> GuardVerdict:
         return GuardVerdict(
