@@ -135,6 +135,7 @@ def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> 
         "fallback": policy.fallback,
         "replacement": policy.replacement,
         "debug": policy.debug,
+        "message": policy.message,
         "guards": [guards[guard] for guard in policy.guards],
         "notes": _notes([guards[guard] for guard in policy.guards]),
         "screen": policy.screen.model_dump(mode="json"),
@@ -248,6 +249,10 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             title += ", returns masks of what guards have written" if policy["debug"] else ""
         if any(guard["kind"] in SCREENS for guard in policy["guards"]):
             title += f"; {_screening(policy)}"
+        if any(guard["kind"] == "language" for guard in policy["guards"]):
+            title += f"; {_answering(policy)}"
+        if policy["message"]:
+            title += f"; message {json.dumps(policy['message'], ensure_ascii=False)}"
         if name == NO_POLICY:
             title = f"Policy {name}: no guards, for {tenants}"
         table = new_table(title, "guard", "concept", "method", *_TUNABLE, "fits model")
@@ -292,6 +297,17 @@ def _screening(policy: dict[str, Any]) -> str:
     text += ", reads the text in images" if screen["ocr"] else ""
     unread = ", ".join(screen["unscreened"])
     return text + (f", lets {unread} pass unread" if unread else "")
+
+
+def _answering(policy: dict[str, Any]) -> str:
+    """What the guards of language models in a policy do with chats and answers, in words."""
+    text = f"guards decide on the {_SCOPES[policy['scope']]}"
+    if policy["actions"]:
+        text += f" ({', '.join(f'{name}: {action}' for name, action in policy['actions'].items())})"
+    return text + (", answers go back to their last sentence's end" if policy["rewind"] else "")
+
+
+_SCOPES = {"conversation": "whole conversation", "turn": "user's last turn"}
 
 
 def _may(allowed: bool) -> str:

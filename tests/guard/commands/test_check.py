@@ -54,6 +54,24 @@ def test_check_shows_a_guard_in_shadow(good: Path) -> None:
     assert guard["shadow"] is True
 
 
+def test_check_says_what_becomes_of_answers(good: Path) -> None:
+    plain = run("check", good).stdout
+    assert "guards decide on the whole conversation" in plain and "message" not in plain
+    table = "[policies.strict]\n"
+    assert table in GOOD
+    keys = 'actions = { hp = "say" }\nscope = "turn"\nrewind = true\nmessage = "Not here."\n'
+    good.write_text(GOOD.replace(table, table + keys), "utf-8")
+    output = " ".join(run("check", good).stdout.split())
+    for words in (
+        "guards decide on the user's last turn (hp: say)",
+        "answers go back to their last sentence's end",
+        'message "Not here."',
+    ):
+        assert words in output, words
+    strict = json.loads(run("check", good, "--json").stdout)["policies"]["strict"]
+    assert strict["message"] == "Not here." and strict["actions"] == {"hp": "say"}
+
+
 IMAGES = """
 [server]
 default_policy = "hp"
