@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -67,6 +68,8 @@ def chat(
         if policy is not None:
             session.choose_policy(policy)
         if sys.stdin.isatty():
+            # a shell that starts commands in the background has them ignore Ctrl-C
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             screen.note("/help names the commands; Ctrl-D leaves")
             session.run(_typed())
             return

@@ -48,7 +48,7 @@ class Terminal:
         self.process, self._controller = process, controller
         self.shown = ""
 
-    def wait_for(self, pattern: str, seconds: float = 60.0) -> str:
+    def wait_for(self, pattern: str, seconds: float = 180.0) -> str:
         """What is shown up to the pattern, behind what was waited for before."""
         end = time.monotonic() + seconds
         while (match := re.search(pattern, self.shown)) is None:

@@ -133,6 +133,7 @@ def test_configured_values_and_those_of_the_pipeline_are_listed(server: TinyImag
     assert limits is not None
     assert facts == {
         "engine": "diffusers",
+        "capabilities": ["images", "image_edits"],
         "size": f"{SIDE}x{SIDE}",
         "num_inference_steps": 4,
         "guidance_scale": 3.0,

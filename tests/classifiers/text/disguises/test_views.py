@@ -32,7 +32,9 @@ PROSE = (
 )
 def test_ordinary_prose_has_one_reading(sentences: list[str], separator: str) -> None:
     text = separator.join(sentences)
-    assert readings(text) == [readable(text)]
+    # the first letters of lines may happen to look like English
+    longer = [reading for reading in readings(text) if len(reading) > len(sentences)]
+    assert longer == [readable(text)]
 
 
 ENGLISH = "the man of two towns may well have seen no one at all"
