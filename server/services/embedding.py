@@ -74,7 +74,8 @@ async def embedded(
     work: Awaitable[tuple[NDArray[np.float32], int]],
 ) -> EmbeddedTexts:
     """The vectors and the number of tokens that `work` gives, with the verdict of the request,
-    which passes to `record`, also where the request is cancelled. Raises GuardError, EngineFailed in place of any other error."""
+    which passes to `record`, also where the request is cancelled. Raises GuardError, EngineFailed
+    in place of any other error."""
     started = time.monotonic()
 
     def verdict() -> Verdict:
