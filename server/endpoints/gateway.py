@@ -19,6 +19,7 @@ from server.auth import authenticate, choose_policy
 from server.errors import InvalidParameter, RequestTimeout, WrongEndpoint
 from server.observe.exchange import exchange_of
 from server.observe.metrics import Metrics
+from server.screening.texts.turns import caller_of
 from server.services.interface import (
     Capability,
     EmbeddingService,
@@ -55,7 +56,7 @@ MANY = 500
 @dataclass(frozen=True, slots=True)
 class Admission(Generic[R, S]):
     """A request whose key, body, model and policy are valid. `deadline` is on the event loop's
-    clock; `record_id` is as in TextRowRequest."""
+    clock; `record_id` and `caller` are as in TextRowRequest."""
 
     body: R
     service: S
@@ -64,6 +65,7 @@ class Admission(Generic[R, S]):
     request_id: str
     deadline: float
     record_id: str = ""
+    caller: str = ""
 
     @property
     def tenant(self) -> str:
@@ -157,6 +159,7 @@ class Gateway:
             request_id=exchange.request_id,
             deadline=deadline,
             record_id=exchange.record_id,
+            caller=caller_of(key, request.scope).turn,
         )
 
     def check_rows(self, prompts: int, choices: int) -> None:
@@ -220,6 +223,7 @@ class Gateway:
                 tenant=admission.tenant,
                 record_id=admission.record_id,
                 shown=form.shown if form else {},
+                caller=admission.caller,
             )
             for index, (prompt, sampling) in enumerate(rows)
         ]

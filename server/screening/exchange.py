@@ -137,7 +137,7 @@ class ScreenedExchange:
 
     def put_back(self, verdicts: TakenVerdicts, body: dict[str, Any]) -> None:
         """Give the verdicts of single rows back, as far as the client is told."""
-        verdicts.put_back(body, self.exchange.detail)
+        verdicts.put_back(body, self.exchange.detail, self.findings.outcome)
 
     def guard_object(self) -> dict[str, Any] | None:
         """The `guard` object of the response; None where the client is not told."""

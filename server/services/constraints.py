@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from guard.errors import RequestError
 from server.errors import InvalidParameter, TooComplex, UnsupportedParameter
+from server.screening.texts.turns import FairWorker
 from server.services.interface import TextRowRequest
 from steering.constraint import Constraint, ConstraintError
 from steering.engines.transformers.sampling.grammars import Grammar, Grammars
 
 logger = logging.getLogger(__name__)
 
-_COMPILING = ThreadPoolExecutor(1, thread_name_prefix="grammars")
-"""One thread for all models: a schema that takes seconds delays other new schemas alone."""
+QUEUED = 8
+"""New constraints of one caller that wait to be compiled, roughly."""
 
 
 class ConstraintCompiler:
@@ -25,6 +24,15 @@ class ConstraintCompiler:
 
     def __init__(self, tokenizer: Any, vocabulary: int, end_tokens: frozenset[int]) -> None:
         self._grammars: Grammars | None = None
+        # a schema that takes seconds delays other new ones alone, and those of its caller most
+        self._compiling: FairWorker[Constraint, Grammar] = FairWorker(
+            lambda constraints: [self._compile(constraint) for constraint in constraints],
+            "grammars",
+            most_items=1,
+            most_cost=1,
+            limit=QUEUED,
+            done="compiled",
+        )
         try:
             self._grammars = Grammars(tokenizer, vocabulary, end_tokens)
         except ValueError as error:
@@ -32,10 +40,14 @@ class ConstraintCompiler:
 
     async def prepare(self, requests: Sequence[TextRowRequest]) -> None:
         """See `TextService.prepare`."""
-        for constraint in {request.sampling.constraint for request in requests}:
-            if constraint is not None and constraint not in self._known(constraint):
-                loop = asyncio.get_running_loop()
-                await loop.run_in_executor(_COMPILING, self._compile, constraint)
+        callers = {request.sampling.constraint: request.caller for request in requests}
+        for constraint, caller in callers.items():
+            if constraint is None:
+                continue
+            if constraint in self._known(constraint):
+                self._compile(constraint)  # which may have been refused
+            else:
+                await self._compiling.run(caller, [constraint], [1])
 
     def grammar(self, request: TextRowRequest) -> Grammar | None:
         """The grammar of a request that was prepared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -73,7 +74,8 @@ async def embedded(
     work: Awaitable[tuple[NDArray[np.float32], int]],
 ) -> EmbeddedTexts:
     """The vectors and the number of tokens that `work` gives, with the verdict of the request,
-    which passes to `record`. Raises GuardError, EngineFailed in place of any other error."""
+    which passes to `record`, also where the request is cancelled. Raises GuardError, EngineFailed
+    in place of any other error."""
     started = time.monotonic()
 
     def verdict() -> Verdict:
@@ -84,10 +86,10 @@ async def embedded(
         vectors, tokens = await work
     except RequestError:
         raise
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
         failed = replace(verdict(), outcome="error")
         record(request, failed)
-        if isinstance(error, GuardError):
+        if isinstance(error, GuardError | asyncio.CancelledError):
             raise
         logger.exception("no embeddings for request %s", request.request_id)
         raise EngineFailed(

@@ -63,7 +63,7 @@ class TextRowRequest:
 
     `record_id` is the id under which the recorder holds the row's verdict until text screens have
     read its answer; "" where none do. `shown`: special tokens, by id, that are text in the answer.
-    `adapter` names the LoRA adapter that the row runs with.
+    `adapter` names the LoRA adapter that the row runs with, `caller` is whose turn its work takes.
     """
 
     request_id: str
@@ -74,6 +74,7 @@ class TextRowRequest:
     record_id: str = ""
     shown: Mapping[int, str] = field(default_factory=dict)
     adapter: str | None = None
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

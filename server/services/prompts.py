@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from guard.errors import ContextExceeded, RequestError
-from server.errors import NoTools
+from server.errors import InvalidParameter, NoTools
 from server.services.interface import SamplingOptions
 from server.services.tools.offered import OfferedTools
 from server.services.tools.template import ToolFormat
@@ -127,18 +127,20 @@ class PromptEncoder:
             )
         if not all(0 <= token < self._vocabulary for token in prompt.tokens):
             # an id past the embedding's end raises no error on a GPU: it ends the whole process
-            raise RequestError(f"token ids must lie in 0..{self._vocabulary - 1}", param="prompt")
+            raise InvalidParameter(
+                f"token ids must lie in 0..{self._vocabulary - 1}", param="prompt"
+            )
         if self._placeholder is not None:
             self._require_images(prompt, self._placeholder)
 
     def check_options(self, options: SamplingOptions) -> None:
-        """Refuse token ids that the model does not have. Raises RequestError."""
+        """Refuse token ids that the model does not have. Raises InvalidParameter."""
         for name, tokens in (
             ("logit_bias", [token for token, _ in options.logit_bias]),
             ("stop_token_ids", options.stop_token_ids),
         ):
             if not all(0 <= token < self._vocabulary for token in tokens):
-                raise RequestError(
+                raise InvalidParameter(
                     f"token ids in '{name}' must lie in 0..{self._vocabulary - 1}", param=name
                 )
 
@@ -258,14 +260,14 @@ def token_ids(
 ) -> list[tuple[int, ...]]:
     """The token ids of each input; `vocabulary` is the number of those that the model has.
 
-    Raises RequestError for an input without tokens, and for token ids that the model lacks.
+    Raises InvalidParameter for an input without tokens, and for token ids that the model lacks.
     """
     texts = []
     for number, text in enumerate(inputs):
         ids = tuple(encode(text)) if isinstance(text, str) else text
         if not ids:
-            raise RequestError(f"input[{number}] is empty", param="input")
+            raise InvalidParameter(f"input[{number}] is empty", param="input")
         if not all(0 <= token < vocabulary for token in ids):
-            raise RequestError(f"token ids must lie in 0..{vocabulary - 1}", param="input")
+            raise InvalidParameter(f"token ids must lie in 0..{vocabulary - 1}", param="input")
         texts.append(ids)
     return texts

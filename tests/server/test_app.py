@@ -41,6 +41,23 @@ def test_validation_errors_name_their_parameter(live: LiveServer) -> None:
     assert caught.value.type == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("guard", "param", "code", "says"),
+    [
+        ("say", "guard", "invalid_parameter", '{"policy": NAME}'),
+        (["say"], "guard", "invalid_parameter", '{"policy": NAME}'),
+        ({"polcy": "say"}, "guard.polcy", "unknown_parameter", "guard.polcy"),
+        ({}, "guard.policy", "missing_required_parameter", "guard.policy"),
+    ],
+)
+def test_a_wrong_guard_says_what_it_is(
+    live: LiveServer, guard: Any, param: str, code: str, says: str
+) -> None:
+    error = live.chat(guard=guard).json()["error"]
+    assert (error["param"], error["code"]) == (param, code)
+    assert says in error["message"] and "GuardOptions" not in error["message"]
+
+
 def test_more_tokens_than_the_server_allows_are_refused(live: LiveServer) -> None:
     response = live.chat(max_tokens=2049)
     assert response.status_code == 400

@@ -17,14 +17,14 @@ from server.errors import InvalidParameter, UnsupportedParameter
 from server.services.interface import LanguageModelInfo, TextService
 from server.services.prompts import AT_ONCE, encoded
 from server.services.tools.offered import OfferedTools
-from server.wire.schemas.conversation import ImageUpload, Turn
+from server.wire.schemas.conversation import ImageUpload, Turn, characters_of
 from server.wire.uploads import decode_uploads
 from steering.prompt import Prompt
 
 MESSAGE_SIZE = 64
 """Characters that the chat template adds to a message, roughly."""
-TOOL_SIZE = 512
-"""Characters of a tool's definition, roughly."""
+TOOL_SIZE = 64
+"""Characters that it adds to a tool's definition, roughly."""
 
 
 class Conversation(Protocol):
@@ -62,8 +62,8 @@ async def chat_prompt(
     service, tools = admission.service, body.offered_tools()
     turns = body.turns() if turns is None else turns
     uploads = [image for turn in turns for image in turn.images]
-    size = sum(sum(map(len, turn.texts)) + MESSAGE_SIZE for turn in turns)
-    size += TOOL_SIZE * len(tools.definitions) if tools else 0
+    by_turn = gateway.config.policy(admission.policy).scope == "turn"
+    size = _size(turns, tools) * (2 if by_turn else 1)  # of a turn, the beginning is encoded too
     pixels: Sequence[NDArray[np.uint8]] = ()
     if uploads:
         _require_room(gateway, service.info, turns, uploads, body.conversation_at)
@@ -71,13 +71,19 @@ async def chat_prompt(
             pixels = await asyncio.to_thread(decode_uploads, uploads)
         size += AT_ONCE  # image processors take their time, too
     try:
-        by_turn = gateway.config.policy(admission.policy).scope == "turn"
         encode = partial(service.encode_chat, tools=tools, by_turn=by_turn)
         return ChatPrompt(await encoded(encode, _messages(turns, pixels), size), tools)
     except RequestError as error:
         if error.param == "messages":
             error.param = body.conversation_at
         raise
+
+
+def _size(turns: Sequence[Turn], tools: OfferedTools | None) -> int:
+    """Characters that the chat template may make of a conversation, roughly."""
+    size = sum(turn.characters + MESSAGE_SIZE for turn in turns)
+    definitions = tools.definitions if tools else ()
+    return size + sum(characters_of(definition) + TOOL_SIZE for definition in definitions)
 
 
 def _require_room(

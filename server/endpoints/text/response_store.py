@@ -12,6 +12,8 @@ from server.wire.schemas.conversation import ToolCall, Turn
 
 MAX_CHARS = 64 * 2**20
 """Characters of all conversations that are kept, images as base64 included."""
+TURN_SIZE = 500
+"""Characters that a turn counts for beside its own: what its objects take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,5 +87,4 @@ def turn_of(items: Iterable[Mapping[str, Any]]) -> Turn:
 
 
 def _size(turn: Turn) -> int:
-    parts = sum(len(part if isinstance(part, str) else part.data) for part in turn.parts)
-    return parts + sum(len(call.name) + len(str(call.arguments)) for call in turn.calls)
+    return TURN_SIZE + turn.characters + sum(len(image.data) for image in turn.images)

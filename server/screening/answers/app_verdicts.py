@@ -83,11 +83,17 @@ class TakenVerdicts:
         first = self.of_body or next(iter(self._rows.values()), None)
         return first.guards if first is not None else ()
 
-    def put_back(self, body: dict[str, Any], detail: VerdictDetail) -> None:
-        """Give the rows of a body or event their verdicts again, as far as the client is told."""
+    def put_back(self, body: dict[str, Any], detail: VerdictDetail, screened: Outcome) -> None:
+        """Give the rows of a body or event their verdicts again, as far as the client is told.
+
+        Those that are milder than `screened`, the outcome of the screens, are left out: they would
+        say that an answer has passed which the screens have altered.
+        """
         for holder in _parts(body) if self._rows else ():
             verdict = self._rows.get(id(holder))
-            guard = shown(verdict.members, detail) if verdict is not None else None
+            if verdict is None or gravest([verdict.outcome, screened]) != verdict.outcome:
+                continue
+            guard = shown(verdict.members, detail)
             if guard is not None:
                 holder["guard"] = guard
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.streams.channel import ChannelBuffer
 from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed
 from server.screening.streams.hold_back import HoldBackBuffer
@@ -41,7 +42,8 @@ class WaitingEvent:
 
     `event` and its `slots` are kept where it does not leave as it came. An event has one group (its
     `groups` may repeat it); one without waits for all before it. `mark`: see `StreamFormat.mark`.
-    `signs`: the buffer whose text it signs. `number`: its place in the stream.
+    `signs`: the buffer whose text it signs. `verdicts`: what it gets back when it leaves.
+    `number`: its place in the stream.
     """
 
     raw: bytes
@@ -52,6 +54,7 @@ class WaitingEvent:
     parts: list[SlotText] = field(default_factory=list)
     mark: Any = None
     signs: HoldBackBuffer | ChannelBuffer | None = None
+    verdicts: TakenVerdicts | None = None
     number: int = 0
 
     @property
@@ -63,14 +66,17 @@ class WaitingEvent:
 
 
 class EventQueue:
-    """`guard_object` makes the `guard` object of the event that carries the verdict."""
+    """`guard_object` makes the `guard` object of the event that carries the verdict; `put_back`
+    gives the rows of an event those that the app had for them."""
 
     def __init__(
         self,
         stream_format: StreamFormat,
         guard_object: Callable[[], Mapping[str, Any] | None],
+        put_back: Callable[[TakenVerdicts, dict[str, Any]], None],
     ) -> None:
         self._format, self._guard_object = stream_format, guard_object
+        self._put_back = put_back
         self._count = itertools.count()
         self._size = 0
         self._last: WaitingEvent | None = None
@@ -168,6 +174,8 @@ class EventQueue:
             self._rewrite(event, texts)
         if event.event is None:
             return event.raw
+        if event.verdicts is not None:
+            self._put_back(event.verdicts, event.event)
         if self._format.carries_verdict(event.event):
             self._format.give_verdict(event.event, self._guard_object())
         return framed(event.event, event.name)

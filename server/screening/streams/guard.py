@@ -81,7 +81,7 @@ class StreamGuard:
         # a match longer than that is found where it goes on
         self._lookback = max(LOOKBACK, plan.longest) if self._reads else restoration
         self._reader = EventReader(event_limit)
-        self._queue = EventQueue(stream_format, screens.guard_object)
+        self._queue = EventQueue(stream_format, screens.guard_object, screens.put_back)
         self._heads = [screen for screen in plan.answering if screen.head is not None]
         self._lists = [screen for screen in plan.answering if screen.head is None]
         self._buffers: dict[Hashable, Buffer] = {}
@@ -197,9 +197,8 @@ class StreamGuard:
                 self._format.give_verdict(event, self._screens.guard_object())
                 rewritten = True
         self._format.passed(event)
-        if verdicts:
-            self._screens.put_back(verdicts, event)
         item = WaitingEvent(sent.raw, name, groups=groups, mark=self._format.mark(event))
+        item.verdicts = verdicts or None
         touched = self._add(item, slots)
         self._seal(item, event)
         if not touched and not texts.pieces:

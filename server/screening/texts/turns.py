@@ -116,7 +116,8 @@ class Turns(Generic[T, R]):
 class FairWorker(Generic[T, R]):
     """Runs `work` on items in a thread of its own, in batches of `most_items` and `most_cost`.
 
-    `limit` is the cost of what one caller may have queued. To be made and used in one event loop.
+    `limit` is the cost of what one caller may have queued, `done` what is done to it, for the error
+    of who has more. To be made and used in one event loop.
     """
 
     def __init__(
@@ -127,8 +128,9 @@ class FairWorker(Generic[T, R]):
         most_items: int,
         most_cost: int,
         limit: int,
+        done: str = "screened",
     ) -> None:
-        self._work, self._limit = work, limit
+        self._work, self._limit, self._done = work, limit, done
         self._most_items, self._most_cost = most_items, most_cost
         # several turns in a batch
         self._turns: Turns[T, R] = Turns(max(1, most_cost // 8))
@@ -175,7 +177,7 @@ class FairWorker(Generic[T, R]):
         # short texts, as those of answers that have begun, are let in a while longer
         if queued and queued + cost > limit * (1 if cost > self._most_cost else 2):
             raise TooManyRequests(
-                "Too much of this key's requests waits to be screened; try again later.",
+                f"Too much of this key's requests waits to be {self._done}; try again later.",
                 retry_after=1.0,
             )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from server.errors import (
     InvalidParameter,
@@ -42,6 +43,17 @@ class ReturnedPart(Part):
 
 class GuardOptions(Part):
     policy: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _require_object(cls, options: Any) -> Any:
+        if not isinstance(options, dict | GuardOptions):
+            raise ValueError('it is an object, {"policy": NAME}')
+        # named before a member that is missing, which it may be meant for
+        for name in options if isinstance(options, dict) else ():
+            if name not in cls.model_fields:
+                raise PydanticCustomError(UNKNOWN, "{name}", {"name": str(name)[:80]})
+        return options
 
 
 class ModelRequest(Part):
@@ -117,7 +129,9 @@ def _first_problem(
     param = _path(problem["loc"], body, is_missing=problem["type"] == "missing")
     if problem["type"] == "missing":
         return MissingParameter(f"Missing required parameter: '{param}'.", param=param)
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] == UNKNOWN:
+        param = f"{param}.{problem['ctx']['name']}"
+    if problem["type"] in {"extra_forbidden", UNKNOWN}:
         return UnknownParameter(f"Unknown or unsupported parameter: '{param}'.", param=param)
     if problem["type"] == "union_tag_not_found":
         place = f"{param}.{_discriminator(problem)}"
@@ -143,6 +157,8 @@ def _discriminator(problem: Any) -> str:
     return str(problem["ctx"]["discriminator"]).strip("'")
 
 
+UNKNOWN = "unknown"
+"""The type of a PydanticCustomError for a member `name` that an object does not have."""
 UNSUPPORTED = "unsupported"
 """The type of a PydanticCustomError for content of an API that this server does not take."""
 

@@ -4,7 +4,7 @@ of tools and of what came of them."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from urllib.parse import unquote
@@ -110,6 +110,28 @@ class Turn:
     @property
     def texts(self) -> list[str]:
         return [part for part in self.parts if isinstance(part, str)]
+
+    @property
+    def characters(self) -> int:
+        """The length of all its strings but images."""
+        whose = [self.role, self.name, self.call_id, self.reasoning]
+        calls = [[call.id, call.name, call.arguments] for call in self.calls]
+        return characters_of([*self.texts, *whose, *calls])
+
+
+def characters_of(value: Any) -> int:
+    """The length of all strings of a JSON value, its keys included; some for each other member."""
+    count, waiting = 0, [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            count += len(part)
+        elif isinstance(part, Mapping):
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple):
+            waiting += part
+        count += 4  # quotes and a comma, or a number
+    return count
 
 
 def as_parts(kind: str, content: Any) -> Any:

@@ -193,3 +193,26 @@ def test_a_moderation_whose_body_comes_too_slowly_is_ended(tmp_path: Path) -> No
         with socket.create_connection((host, int(port)), timeout=5) as connection:
             connection.sendall(head)
             assert b" 408 " in connection.recv(100).splitlines()[0]
+
+
+@pytest.mark.parametrize(("action", "outcome"), [("redact", "redacted"), ("block", "blocked")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_choice_says_pass_where_the_screens_have_acted(
+    tmp_path: Path, action: str, outcome: str, stream: bool
+) -> None:
+    with screened(tmp_path, action) as (live, _):
+        response = live.chat("hi", stream=stream)
+        assert "there" not in response.text
+        assert '"outcome":"pass"' not in response.text
+        assert f'"outcome":"{outcome}"' in response.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_verdicts_of_choices_stay_where_the_screens_have_not(
+    tmp_path: Path, stream: bool
+) -> None:
+    with screened(tmp_path, words=("elsewhere",)) as (live, _):
+        text = live.chat("hi", stream=stream).text
+        events = [line.removeprefix("data: ") for line in text.split("\n\n") if "{" in line]
+        choices = [choice for event in events for choice in json.loads(event)["choices"]]
+        assert [c["guard"]["outcome"] for c in choices if "guard" in c] == ["pass"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
 import pytest
 
-from guard.errors import ContentBlocked, RequestError
+from guard.errors import ContentBlocked, RequestError, TooManyRequests
+from server.services.constraints import QUEUED
 from server.services.interface import SamplingOptions, TextRowRequest
 from steering.constraint import Constraint
 from tests.server.running_service import run
@@ -161,10 +164,55 @@ def test_tokens_that_the_model_does_not_have_are_refused(bytewise: RunningText, 
     value: Any = ((9999, 1.0),) if name == "logit_bias" else (9999,)
     with pytest.raises(RequestError) as caught:
         answers(bytewise, request(bytewise, options=SamplingOptions(**{name: value})))
-    assert caught.value.param == name
+    assert (caught.value.param, caught.value.code) == (name, "invalid_parameter")
 
 
 def test_a_model_with_an_unknown_tokenizer_has_no_forms(shared: RunningText) -> None:
     with pytest.raises(RequestError, match="not supported for this model") as caught:
         prepared(shared, formed(shared))
     assert caught.value.param == "response_format"
+
+
+def test_callers_take_turns_and_one_has_few_places(
+    bytewise: RunningText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many new schemas of one caller delay the schema of another by one."""
+    compiler = bytewise.service._constraints
+    go, order = threading.Event(), list[str]()
+
+    def compiled(constraint: Constraint) -> None:
+        go.wait(5)
+        order.append(json.loads(constraint.text)["const"])
+
+    monkeypatch.setattr(compiler, "_compile", compiled)
+
+    def new(name: str, caller: str) -> TextRowRequest:
+        constraint = Constraint.json_schema({"const": name}, param="response_format")
+        return replace(formed(bytewise, constraint=constraint), caller=caller)
+
+    async def crowd() -> list[Any]:
+        rows = [new(f"many {i}", "greedy") for i in range(3 * QUEUED)]
+        many = [asyncio.create_task(bytewise.service.prepare([row])) for row in rows]
+        await asyncio.sleep(0.1)
+        one = asyncio.create_task(bytewise.service.prepare([new("one", "modest")]))
+        await asyncio.sleep(0.1)
+        go.set()
+        await one
+        return await asyncio.gather(*many, return_exceptions=True)
+
+    ends = run(crowd)
+    refused = [end for end in ends if isinstance(end, TooManyRequests)]
+    assert refused and "compiled" in str(refused[0])
+    assert len(refused) + len(order) - 1 == 3 * QUEUED
+    assert order.index("one") <= 2
+
+
+def test_a_refused_schema_is_refused_again_without_work(
+    bytewise: RunningText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = formed(bytewise, constraint=Constraint.json_schema({"not": {}}, param="x"))
+    with pytest.raises(RequestError):
+        prepared(bytewise, wrong)
+    monkeypatch.setattr(bytewise.service._constraints, "_compiling", None)
+    with pytest.raises(RequestError, match="not"):
+        prepared(bytewise, wrong)

@@ -41,7 +41,11 @@ def test_a_client_that_is_gone_stops_nothing(running: RunningText) -> None:
         assert running.service.ready() and running.service._places.taken == 0
 
     run(disconnect)
-    assert {verdict.request_id for verdict in running.verdicts} == {"a tale", "none:hello"}
+    outcomes = {verdict.request_id: verdict.outcome for verdict in running.verdicts}
+    assert outcomes == {
+        **{"tale a": "error", "tale b": "error"},
+        **{"a tale": "pass", "none:hello": "pass"},
+    }
 
 
 def test_more_requests_than_places_are_refused(running: RunningText) -> None:

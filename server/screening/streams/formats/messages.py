@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from server.error_shapes import ANTHROPIC
+from server.error_shapes import ANTHROPIC, ErrorFields, SentStream
 from server.screening.streams.formats.base import (
     NO_OPTIONS,
     Group,
@@ -37,7 +37,7 @@ class MessagesFormat(StreamFormat):
         super().__init__(options)
         self._is_started = self._is_complete = False
         self._open_block: Any = None
-        self._is_text = False
+        self._is_text = self._is_call = False
         self._next_index = 0
         self._tokens = 0
 
@@ -75,17 +75,18 @@ class MessagesFormat(StreamFormat):
     def groups(self, event: dict[str, Any]) -> Sequence[Group]:
         return ["answer"]
 
-    def mark(self, event: dict[str, Any]) -> tuple[Any, Any, bool]:
+    def mark(self, event: dict[str, Any]) -> tuple[Any, Any, str]:
         block = event.get("content_block")
-        is_text = isinstance(block, dict) and block.get("type") == "text"
-        return event.get("type"), event.get("index"), is_text
+        block_type = str(block.get("type")) if isinstance(block, dict) else ""
+        return event.get("type"), event.get("index"), block_type
 
-    def on_sent(self, mark: tuple[Any, Any, bool], texts: Sequence[str]) -> None:
-        kind, index, is_text = mark
+    def on_sent(self, mark: tuple[Any, Any, str], texts: Sequence[str]) -> None:
+        kind, index, block_type = mark
         if kind == "message_start":
             self._is_started = True
         elif kind == "content_block_start":
-            self._open_block, self._is_text = index, is_text
+            self._open_block, self._is_text = index, block_type == "text"
+            self._is_call = block_type.endswith("tool_use")
             if isinstance(index, int):
                 self._next_index = max(self._next_index, index + 1)
         elif kind == "content_block_stop":
@@ -102,6 +103,21 @@ class MessagesFormat(StreamFormat):
         return "error", ANTHROPIC.body(fields_of(event), self.options.request_id)
 
     def cut_events(self, group: Group, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
+        if self._open_block is not None and self._is_call:
+            # clients take a call for whole where its message ends, even if its block does not
+            fields = ErrorFields(
+                400,
+                self.options.message or "The policy does not let this call of a tool pass.",
+                "invalid_request_error",
+                code="content_filter",
+            )
+            name, error = ANTHROPIC.event(fields, self.options.request_id, SentStream())
+            yield framed(with_verdict(error, verdict), name)
+            return
+        yield from (framed(event, event["type"]) for event in self._refusal(verdict))
+
+    def _refusal(self, verdict: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        """The events that end the message where no call is open."""
         events: list[dict[str, Any]] = []
         if not self._is_started:
             events.append({"type": "message_start", "message": dict(_EMPTY)})
@@ -115,8 +131,7 @@ class MessagesFormat(StreamFormat):
             "delta": {"stop_reason": "refusal", "stop_sequence": None},
             "usage": {"output_tokens": self._tokens},
         }
-        events += [with_verdict(delta, verdict), {"type": "message_stop"}]
-        return (framed(event, event["type"]) for event in events)
+        return [*events, with_verdict(delta, verdict), {"type": "message_stop"}]
 
     def _text_events(self, text: str) -> Iterator[dict[str, Any]]:
         """The events that add a text to the block that is open, or to one of its own."""

@@ -7,6 +7,7 @@ grammar and the work of one step: both at compile time and while it follows an a
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -48,6 +49,14 @@ _ONE_LINE: JsonCompileOptions = {
 }
 
 
+_TOO_LARGE = re.compile(
+    r"\d items; max is \d|too (?:big|large|many) .{0,20}limit|schema too large"
+    r"|too many (?:expressions|items)|\bfuel\b",
+    re.IGNORECASE,
+)
+"""In llguidance's messages on what passes its bounds."""
+
+
 class Grammar:
     """A compiled constraint. Rows of one grammar share what its lexer has learned."""
 
@@ -64,7 +73,7 @@ class Grammar:
 
 
 class Grammars:
-    """Compiles constraints for one model, and keeps those compiled last. Thread-safe.
+    """Compiles constraints for one model, and keeps those compiled or refused last. Thread-safe.
 
     `tokenizer` is a fast one of transformers; `vocabulary` is the number of logits. Raises
     ValueError for a tokenizer that llguidance cannot read.
@@ -77,14 +86,13 @@ class Grammars:
             raise ValueError("the model has no token that ends an answer")
         text = tokenizer.backend_tokenizer.to_str()
         self._tokenizer = LLTokenizer(text, n_vocab=tokens, eos_token=ends)
-        self._kept: OrderedDict[Constraint, Grammar] = OrderedDict()
+        self._kept: OrderedDict[Constraint, Grammar | str] = OrderedDict()
         self._lock = threading.Lock()
 
     def __contains__(self, constraint: Constraint) -> bool:
         """Whether `compile` only has to look it up."""
         with self._lock:
-            grammar = self._kept.get(constraint)
-            return grammar is not None and not grammar.failed
+            return self._is_of_use(self._kept.get(constraint))
 
     def compile(self, constraint: Constraint) -> Grammar:
         """The grammar of `constraint`; takes milliseconds, for large schemas some seconds.
@@ -92,19 +100,38 @@ class Grammars:
         Raises ConstraintError, which says what is not supported, or too complex.
         """
         with self._lock:
-            grammar = self._kept.get(constraint)
-            if grammar is not None and not grammar.failed:
+            kept = self._kept.get(constraint)
+            if self._is_of_use(kept):
                 self._kept.move_to_end(constraint)
-                return grammar
-        matcher = LLMatcher(self._tokenizer, _source(constraint), log_level=0, limits=_LIMITS)
+        if not self._is_of_use(kept):
+            kept = self._keep(constraint, self._compiled(constraint))
+        if isinstance(kept, str):
+            raise ConstraintError(kept)
+        assert kept is not None
+        return kept
+
+    @staticmethod
+    def _is_of_use(kept: Grammar | str | None) -> bool:
+        """Whether the same would come of another try."""
+        return isinstance(kept, str) or (kept is not None and not kept.failed)
+
+    def _compiled(self, constraint: Constraint) -> Grammar | str:
+        """The grammar, or why there is none."""
+        try:
+            source = _source(constraint)
+        except ConstraintError as error:
+            return str(error)
+        matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
         trial = matcher.deep_copy()
         if not trial.is_error():
             # the first step that has a choice finds most grammars that are too complex
             trial.consume_tokens(self._tokenizer.tokenize_bytes(trial.compute_ff_bytes()))
             trial.compute_bitmask()
         if trial.is_error():
-            raise ConstraintError(_reason(trial.get_error()))
-        grammar = Grammar(matcher, self._tokenizer.vocab_size)
+            return _reason(trial.get_error())
+        return Grammar(matcher, self._tokenizer.vocab_size)
+
+    def _keep(self, constraint: Constraint, grammar: Grammar | str) -> Grammar | str:
         with self._lock:
             self._kept[constraint] = grammar
             self._kept.move_to_end(constraint)
@@ -194,6 +221,11 @@ def _source(constraint: Constraint) -> str:
 
 def _reason(error: str) -> str:
     """llguidance's message in one line, its keywords as they stand in a schema."""
+    if _TOO_LARGE.search(error):
+        return (
+            "it is too large or too complex: use fewer properties and values, smaller bounds of "
+            "repetition, and simpler patterns"
+        )
     text = " ".join(error.removesuffix("<non-verbose/>").split())
     text = text.replace("Unimplemented keys:", "unsupported keywords:")
     return text[:300]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from server.endpoints.text.response_store import ResponseStore, StoredResponse
+from server.endpoints.text.response_store import TURN_SIZE, ResponseStore, StoredResponse
 from server.errors import UnknownResponse
-from server.wire.schemas.conversation import Turn
+from server.wire.schemas.conversation import ToolCall, Turn
 from tests.server.endpoints.text.test_tools import RESPONSES_TOOLS
 from tests.server.live_server import Launch, LiveServer, key, settings
 from tests.server.screening.test_middleware import screened
@@ -93,7 +93,7 @@ def stored(text: str) -> StoredResponse:
 
 
 def test_the_oldest_responses_make_room() -> None:
-    store = ResponseStore(2, max_chars=100)
+    store = ResponseStore(2, max_chars=2 * stored("").size + 100)
     for name in "abc":
         store.keep(name, stored(name))
     with pytest.raises(UnknownResponse):
@@ -102,7 +102,28 @@ def test_the_oldest_responses_make_room() -> None:
     store.keep("d", stored("x" * 100))
     with pytest.raises(UnknownResponse):
         store.turns_before("c", "", "none")
-    store.keep("e", stored("x" * 200))
+    store.keep("e", stored("x" * 2000))
     for name in "de":
         with pytest.raises(UnknownResponse):
             store.turns_before(name, "", "none")
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        Turn("assistant", (), reasoning="r" * 900),
+        Turn("user", (), name="n" * 900),
+        Turn("tool", (), call_id="i" * 900),
+        Turn("assistant", (), calls=(ToolCall("c", "f", {"k" * 400: ["v" * 500]}),)),
+        Turn("assistant", (), calls=(ToolCall("c" * 900, "f", ""),)),
+    ],
+)
+def test_all_that_a_turn_keeps_counts(turn: Turn) -> None:
+    assert StoredResponse((turn,), "", "none").size >= 900 + TURN_SIZE
+
+
+def test_many_small_turns_are_bounded() -> None:
+    store = ResponseStore(10, max_chars=100 * TURN_SIZE)
+    store.keep("many", StoredResponse((Turn("user", ("a",)),) * 100, "", "none"))
+    with pytest.raises(UnknownResponse):
+        store.turns_before("many", "", "none")

@@ -79,7 +79,7 @@ class _Guarded:
         return TakenVerdicts(body)
 
     def put_back(self, verdicts: TakenVerdicts, body: dict[str, Any]) -> None:
-        verdicts.put_back(body, "full")
+        verdicts.put_back(body, "full", self.findings.outcome)
 
     def run(self, chunks: Sequence[bytes]) -> bytes:
         async def through() -> bytes:
@@ -179,7 +179,7 @@ def _normal(out: bytes) -> list[Any]:
 
 def test_the_end_of_a_stream_leaves_whatever_its_format() -> None:
     for form in (ChatFormat(), MessagesFormat(), ResponsesFormat()):
-        queue = EventQueue(form, dict)
+        queue = EventQueue(form, dict, lambda verdicts, event: None)
         queue.put(WaitingEvent(b"data: [DONE]\n\n"))
         assert queue.release() == b"data: [DONE]\n\n"
 

@@ -248,3 +248,22 @@ def test_a_tokenizer_of_an_unknown_kind_is_an_error() -> None:
         Grammars(tokenizer(), 200, frozenset([END]))
     with pytest.raises(ValueError, match="ends an answer"):
         Grammars(byte_tokenizer(), VOCABULARY, frozenset())
+
+
+def test_refusals_are_kept_too(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = Constraint.json_schema({"not": {"type": "string"}}, param="response_format")
+    with pytest.raises(ConstraintError) as first:
+        grammars.compile(refused)
+    assert refused in grammars
+    monkeypatch.setattr(grammars, "_compiled", None)  # so that nothing can be compiled any more
+    with pytest.raises(ConstraintError) as again:
+        grammars.compile(refused)
+    assert str(again.value) == str(first.value) and "not" in str(again.value)
+
+
+def test_a_schema_too_large_says_what_to_change(grammars: Grammars) -> None:
+    properties = {f"p{i}": {"type": "integer"} for i in range(999)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    with pytest.raises(ConstraintError, match="fewer properties") as caught:
+        grammars.compile(Constraint.json_schema(schema, param="response_format"))
+    assert "items" not in str(caught.value)
