@@ -170,7 +170,9 @@ class TextRow(BatchRow):
             self._send_settled(self.held.rest())
         if self.reason is None:  # else a stop string came before
             self.reason = "stop"
-            self.send(TextDelta(f"{self.text.rest()}{joint}{self.plan.message}"))
+            if rest := self.text.rest():
+                self.send(TextDelta(rest))
+            self.send(TextDelta(f"{joint}{self.plan.message}", said=True))
 
     def _hold(self, held: HeldAnswer, token: RowToken, *, ends: bool) -> None:
         """As `push`, for an answer of which tokens may be withdrawn."""

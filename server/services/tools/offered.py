@@ -19,7 +19,7 @@ class OfferedTools:
 
     `definitions` are those of OpenAI's chats (`{"type": "function", "function": {...}}`), `names`
     the tools that may be called. With the choice `required` an answer is a call, of the one tool
-    where `names` has one. `parallel` False ends an answer behind its first call.
+    where `names` has one. `parallel` False leaves out what is behind the first call.
     """
 
     definitions: tuple[Mapping[str, Any], ...]
