@@ -23,9 +23,9 @@ _POLICIES = Operation(answers={JSON: PolicyList}, errors=LISTING)
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:
-    is_language = isinstance(info, LanguageModelInfo)
-    sees = is_language and info.sees
-    parent = info.parent if is_language else None
+    language = info if isinstance(info, LanguageModelInfo) else None
+    sees = language is not None and language.sees
+    parent = language.parent if language is not None else None
     return {
         "id": info.name,
         "object": "model",
