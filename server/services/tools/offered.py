@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from server.errors import InvalidParameter
@@ -27,7 +27,7 @@ class OfferedTools:
     names: frozenset[str]
     choice: Literal["auto", "required"] = "auto"
     parallel: bool = True
-    parameters_at: str = "function.parameters"
+    parameters_at: str = field(default="function.parameters", compare=False)
 
     def beginning(self, family: ToolFamily) -> str:
         """What an answer begins with, whatever the model: nothing, unless it has to call a tool."""
