@@ -29,13 +29,21 @@ class Constraint:
     """The language of the answers that are allowed. Build one with the class methods.
 
     `text` is, by `kind`: a JSON schema, a regular expression (the syntax of Rust's `regex`), a JSON
-    list of texts, a grammar in llguidance's dialect of Lark. `param` is its place in the request,
-    for errors.
+    list of texts, a grammar in llguidance's dialect of Lark. For errors: `param` is its place in
+    the request, `parts` are constraints that it was made of, one of which may be at fault,
+    and `owner` is what it is a part of, in words.
     """
 
     kind: Literal["json_schema", "regex", "choice", "lark"]
     text: str
     param: str | None = field(default=None, compare=False)
+    parts: tuple[Constraint, ...] = field(default=(), compare=False)
+    owner: str = field(default="", compare=False)
+
+    @property
+    def place(self) -> str:
+        """`param` and `owner`, in the words of an error."""
+        return f"'{self.param}'" + (f" of {self.owner}" if self.owner else "")
 
     @classmethod
     def json_schema(

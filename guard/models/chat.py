@@ -201,7 +201,11 @@ class TransformersChat(ChatModel):
         super().__init__(
             tokenizer,
             name=name,
-            end_tokens=end_tokens(model.generation_config.eos_token_id, tokenizer),
+            end_tokens=end_tokens(
+                model.generation_config.eos_token_id,
+                tokenizer,
+                model.get_input_embeddings().num_embeddings,
+            ),
             vision=vision,
         )
         self.model = model
@@ -348,8 +352,12 @@ class GuardedAnswer:
         return any(reading.fired for reading in self.readings.values())
 
 
-def end_tokens(configured: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+def end_tokens(
+    configured: int | list[int] | None, tokenizer: Any, vocabulary: int
+) -> frozenset[int]:
     """Every token id that ends an answer; `configured` is the generation configuration's
-    `eos_token_id`."""
+    `eos_token_id`, of which some name tokens outside of the `vocabulary` of the model."""
     ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(t for t in (*ids, tokenizer.eos_token_id) if t is not None)
+    return frozenset(
+        t for t in (*ids, tokenizer.eos_token_id) if t is not None and 0 <= t < vocabulary
+    )

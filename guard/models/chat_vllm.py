@@ -46,8 +46,9 @@ class VllmChat(ChatModel):
     """A ChatModel on vLLM, in this process."""
 
     def __init__(self, engine: VllmEngine, folder: Path, *, name: str) -> None:
-        generation_config = engine.config.model_config.try_get_generation_config()
-        ends = end_tokens(generation_config.get("eos_token_id"), engine.tokenizer)
+        model_config = engine.config.model_config
+        configured = model_config.try_get_generation_config().get("eos_token_id")
+        ends = end_tokens(configured, engine.tokenizer, model_config.get_vocab_size())
         super().__init__(engine.tokenizer, name=name, end_tokens=ends)
         self._engine, self._folder = engine, folder
         self._unguarded = {POLICY: NO_POLICY} if engine.has_plugin else {}

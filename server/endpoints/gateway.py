@@ -181,7 +181,8 @@ class Gateway:
     ) -> TextJob:
         """A job of `settings.n` rows for each prompt; `tools` are those that its answers may call.
 
-        Raises RequestError for an empty prompt and for more rows or tokens than the server allows.
+        Raises RequestError for an empty prompt, for more rows or tokens than the server allows, and
+        for options that do not go with the form or the length of the answers.
         """
         limits = self.config.server
         form = admission.service.info.tools if tools else None
@@ -212,6 +213,7 @@ class Gateway:
                 options=settings.options,
                 constraint=constraint,
             )
+            _check_lengths(sampling)
             rows += [(prompt, _nth_choice(sampling, choice)) for choice in range(settings.n)]
         single = len(rows) == 1
         requests = [
@@ -269,6 +271,23 @@ def _wrong_endpoint(info: ModelInfo, lacks: str) -> WrongEndpoint:
         f"The model {info.name!r} {lacks}: use {' or '.join(paths)}, or another model.",
         param="model",
     )
+
+
+def _check_lengths(sampling: SamplingParams) -> None:
+    """Raise InvalidParameter where an answer would have to go on behind its end."""
+    least = sampling.options.min_tokens
+    for name, is_asked in (("min_tokens", least > 0), ("ignore_eos", sampling.options.ignore_eos)):
+        if is_asked and sampling.constraint is not None:
+            raise InvalidParameter(
+                f"'{name}' does not go with an answer of a given form, nor with a tool that has to "
+                "be called: these end where the form does; leave it out.",
+                param=name,
+            )
+    if least > sampling.max_tokens:
+        raise InvalidParameter(
+            f"'min_tokens' is {least}, and the most tokens are {sampling.max_tokens}.",
+            param="min_tokens",
+        )
 
 
 def _nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:

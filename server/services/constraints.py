@@ -58,8 +58,10 @@ class ConstraintCompiler:
         try:
             return self._known(constraint).compile(constraint)
         except ConstraintError as error:
-            param = constraint.param
-            raise InvalidParameter(f"Invalid '{param}': {error}.", param=param) from None
+            for part in constraint.parts:
+                self._compile(part)  # raises where this one is at fault
+            place, param = constraint.place, constraint.param
+            raise InvalidParameter(f"Invalid {place}: {error}.", param=param) from None
 
     def _known(self, constraint: Constraint) -> Grammars:
         if self._grammars is None:

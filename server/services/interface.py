@@ -143,10 +143,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of one row; `tokens` is filled where the request wants log-probabilities."""
+    """New text of one row; `tokens` is filled where the request wants log-probabilities.
+
+    `said`: the text is the policy's message, with which the answer ends, and not of the model.
+    """
 
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
+    said: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,11 +131,13 @@ class _Collector:
         self._tokens: list[TokenLogprob] = []
         self._calls: dict[int, Call] = {}
         self._finished: FinishedText | None = None
+        self._is_said = False
 
     def add(self, event: Event) -> None:
         if isinstance(event, TextDelta):
             self._texts.append(event.text)
             self._tokens.extend(event.tokens)
+            self._is_said |= event.said
         elif isinstance(event, CallDelta):
             if event.id is not None and event.name is not None:
                 self._calls[event.number] = Call(event.id, event.name)
@@ -148,8 +150,9 @@ class _Collector:
 
     def collected(self) -> CollectedText:
         assert self._finished is not None
-        # a filter ends the whole answer: nothing of it is to be carried out
-        calls = [] if self._finished.reason == "content_filter" else [*self._calls.values()]
+        # a filter, or the policy's message, ends the whole answer: nothing is to be carried out
+        is_cut = self._is_said or self._finished.reason == "content_filter"
+        calls = [] if is_cut else [*self._calls.values()]
         return CollectedText(self._finished, "".join(self._texts), self._tokens, calls)
 
 

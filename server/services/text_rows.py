@@ -179,8 +179,11 @@ class TextRow(BatchRow):
         if self.held is not None:
             joint = self.held.joint
             self._send_settled(self.held.rest())
-        self.reason = "stop"
-        self.send(TextDelta(f"{self.text.rest()}{joint}{self.plan.message}"))
+        if self.reason is None:  # else a stop string came before
+            self.reason = "stop"
+            if rest := self.text.rest():
+                self.send(TextDelta(rest))
+            self.send(TextDelta(f"{joint}{self.plan.message}", said=True))
 
     def _hold(self, held: HeldAnswer, token: RowToken, *, ends: bool) -> None:
         """As `push`, for an answer of which tokens may be withdrawn."""

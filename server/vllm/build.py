@@ -64,7 +64,9 @@ def vllm_service(
         ),
         PromptEncoder(tokenizer, vocabulary=model_config.vocab_size, max_context=room, tools=tools),
         engine,
-        end_tokens=end_tokens(generation_config.get("eos_token_id"), tokenizer),
+        end_tokens=end_tokens(
+            generation_config.get("eos_token_id"), tokenizer, model_config.vocab_size
+        ),
         capacity=config.server.max_batch,
         queue_limit=config.server.queue_limit,
         record=record,

@@ -25,6 +25,7 @@ from server.services.tools.template import ToolFormat
 from steering.prompt import Prompt
 
 Record = Callable[[TextRowRequest, Verdict], None]
+SAID = "Ask the library."
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Script:
     outcome: Outcome = "pass"
     score: float = 0.1
     error: Callable[[Verdict], Exception] | None = None
+    said: str = ""
+    """The policy's message, behind the words."""
 
 
 SCRIPTS: Mapping[str, Script] = {
@@ -82,6 +85,21 @@ SCRIPTS: Mapping[str, Script] = {
         ),
         reason="content_filter",
         outcome="steered",
+    ),
+    "call, then said": Script(
+        words=('<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>',),
+        outcome="said", said=SAID,
+    ),
+    "said in a call": Script(
+        words=('<tool_call>{"name": "weather", "arguments": {"city": "Pa',),
+        outcome="said", said=SAID,
+    ),
+    "said before a call": Script(
+        words=('Well. <tool_call>{"name": "wea',), outcome="said", said=SAID
+    ),
+    "cut at once": Script(words=(), reason="content_filter", outcome="said"),
+    "cut in arguments": Script(
+        words=('{"city": "Pa',), reason="content_filter", outcome="blocked"
     ),
 }  # fmt: skip
 
@@ -183,6 +201,9 @@ class FakeRow:
             word = words[self.sent]
             self.sent += 1
             return TextDelta(word, self._logprobs(word))
+        if self.script.said and self.sent == len(words):
+            self.sent += 1
+            return TextDelta(self.script.said, said=True)
         verdict = self._verdict(self.script.outcome)
         self._end(verdict)
         if self.script.error is not None:

@@ -45,7 +45,7 @@ class ToolParser:
     """Text and calls of one answer, in the order in which the model writes them.
 
     `names` are the tools that may be called; what names another one is text, as is all that does
-    not parse. `single` ends the answer behind its first call. Text that may turn out to be the
+    not parse. `single` leaves out what is behind its first call. Text that may turn out to be the
     beginning of a call waits, white space before it too, which is left out before a call.
     """
 
@@ -74,6 +74,14 @@ class ToolParser:
     def finish(self) -> list[Piece]:
         """The answer has ended."""
         return list(self._merged(self._finished()))
+
+    def cut(self) -> list[Piece]:
+        """A guard has ended the answer: a call that has begun is left out; one that the client was
+        told of ends broken, with no text in its place."""
+        if self._is_announced:
+            return [CallEnd(self._number, "")]
+        is_text = self._opening is None and not (self._single and self.calls)
+        return [self._held] if is_text and self._held else []
 
     def _read(self, text: str) -> Iterator[Piece]:
         self._held += text

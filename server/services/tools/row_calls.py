@@ -18,16 +18,27 @@ class RowCalls:
         self._single = not tools.parallel
         self._parser = ToolParser(family, tools.names, single=self._single)
         self._parser.push(tools.beginning(family))
+        self._is_cut = False
+        """Whether the policy's message has ended the answer."""
 
     def read(self, event: Event) -> Iterator[Event]:
         """The events that stand for one of the row's."""
-        if isinstance(event, TextDelta):
+        if isinstance(event, TextDelta) and event.said:
+            self._is_cut = True
+            yield from _events(self._parser.cut(), TextDelta(""))
+            yield event
+        elif isinstance(event, TextDelta):
             yield from _events(self._parser.push(event.text), event)
         elif isinstance(event, FinishedText):
-            yield from _events(self._parser.finish(), TextDelta(""))
+            if not self._is_cut:
+                is_filtered = event.reason == "content_filter"
+                left = self._parser.cut() if is_filtered else self._parser.finish()
+                yield from _events(left, TextDelta(""))
             yield self._ended(event)
 
     def _ended(self, event: FinishedText) -> FinishedText:
+        if self._is_cut:
+            return event
         # what follows the one call is left out, so that no limit has cut it
         is_over = event.reason == "stop" or (self._single and event.reason == "length")
         return replace(event, reason="tool_calls") if is_over and self._parser.calls else event

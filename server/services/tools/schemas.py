@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-_DEFINITIONS = ("$defs", "definitions")
-_REFERENCE = re.compile(r"#/(\$defs|definitions)/([^/]+)(.*)", re.DOTALL)
+_LITERAL = frozenset({"const", "default", "enum", "examples"})
+"""Keywords whose values are no schemas."""
+_BY_NAME = frozenset(
+    {"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"}
+)
+"""Keywords whose values have schemas by names, which are no keywords."""
 
 
-def any_of(schemas: Sequence[Any]) -> dict[str, Any]:
-    """The values that one of the schemas allows.
+def reference(name: str) -> dict[str, Any]:
+    """A schema that allows what the one of that name in `any_of` does."""
+    return {"$ref": f"#/$defs/{name}"}
 
-    What a schema defines at its root, or in a part of it that is a schema's root (the arguments of
-    a tool), moves to the root of the whole under a name of its own, and references to it follow.
+
+def any_of(options: Sequence[Any], roots: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that one of the `options` allows, which have a `reference` to `roots` alone.
+
+    Each of `roots` stands whole under its name, and what it refers to inside of itself (`#`,
+    `#/properties/x`) is there.
     """
-    definitions: dict[str, Any] = {}
-    options = [_moved(schema, f"{number}.", definitions) for number, schema in enumerate(schemas)]
-    return {"anyOf": options} | ({"$defs": definitions} if definitions else {})
+    definitions = {
+        name: _moved(_without_id(root), f"#/$defs/{name}") for name, root in roots.items()
+    }
+    return {"anyOf": [*options], "$defs": definitions}
 
 
-def _moved(part: Any, prefix: str, definitions: dict[str, Any]) -> Any:
+def _without_id(root: Any) -> Any:
+    # with one it would be a document of its own
+    return {k: v for k, v in root.items() if k != "$id"} if isinstance(root, dict) else root
+
+
+def _moved(part: Any, to: str) -> Any:
+    """A schema, or a list of them, whose root stands at `to` now."""
     if isinstance(part, list):
-        return [_moved(item, prefix, definitions) for item in part]
-    if not isinstance(part, dict):
+        return [_moved(item, to) for item in part]
+    if not isinstance(part, dict) or "$id" in part:
         return part
     moved: dict[str, Any] = {}
     for key, value in part.items():
-        if key in _DEFINITIONS and isinstance(value, dict) and not _names_a_property(part):
-            for name, definition in value.items():
-                definitions[prefix + name] = _moved(definition, prefix, definitions)
-        elif key == "$ref" and isinstance(value, str) and (found := _REFERENCE.fullmatch(value)):
-            moved[key] = f"#/$defs/{prefix}{found[2]}{found[3]}"
+        if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
+            moved[key] = to + value[1:]
+        elif key in _LITERAL:
+            moved[key] = value
+        elif key in _BY_NAME and isinstance(value, dict):
+            moved[key] = {name: _moved(item, to) for name, item in value.items()}
         else:
-            moved[key] = _moved(value, prefix, definitions)
+            moved[key] = _moved(value, to)
     return moved
-
-
-def _names_a_property(part: dict[str, Any]) -> bool:
-    """Whether these are the properties of an object, one of which is called as a keyword."""
-    return all(isinstance(value, dict) and "type" in value for value in part.values())

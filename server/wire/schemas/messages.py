@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -259,6 +260,10 @@ class CountTokensRequest(ModelRequest):
 
     def offered_tools(self) -> OfferedTools | None:
         """The tools that the answer may call. Raises InvalidParameter."""
+        tools = self._offered()
+        return tools and replace(tools, parameters_at="input_schema")
+
+    def _offered(self) -> OfferedTools | None:
         definitions = [
             definition(tool.name, tool.description, tool.input_schema) for tool in self.tools
         ]

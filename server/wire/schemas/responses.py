@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -289,6 +290,10 @@ class ResponsesRequest(OpenAIRequest):
 
     def offered_tools(self) -> OfferedTools | None:
         """The tools that the answer may call. Raises InvalidParameter."""
+        tools = self._offered()
+        return tools and replace(tools, parameters_at="parameters")
+
+    def _offered(self) -> OfferedTools | None:
         definitions = [tool.definition() for tool in self.tools]
         choice, parallel = self.tool_choice, self.parallel_tool_calls
         if isinstance(choice, NamedTool):

@@ -110,29 +110,6 @@ class TextRequest(SamplingFields, StructuredFields, OpenAIRequest):
         )
 
     @model_validator(mode="after")
-    def _forms_end_where_they_end(self) -> Self:
-        if self.constraint is None:
-            return self
-        for name in ("min_tokens", "ignore_eos"):
-            if getattr(self, name):
-                raise InvalidParameter(
-                    f"'{name}' does not go with an answer of a given form, which ends where the "
-                    "form does; leave it out.",
-                    param=name,
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _shortest_answers_fit(self) -> Self:
-        most = self.row_settings().max_tokens
-        if most is not None and most < self.min_tokens:
-            raise InvalidParameter(
-                f"'min_tokens' is {self.min_tokens}, and the most tokens are {most}.",
-                param="min_tokens",
-            )
-        return self
-
-    @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise InvalidParameter(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from guard.errors import ModelError
-from guard.models.chat import TransformersChat
+from guard.models.chat import TransformersChat, end_tokens
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import bank_of
 from tests.steering.engines.transformers.vision.tiny import ask, image, tiny
@@ -108,3 +109,10 @@ def test_a_base_model_without_a_chat_template_is_refused_by_name(
     monkeypatch.setattr(chat.tokenizer, "chat_template", None)
     with pytest.raises(ModelError, match="has no chat template, .* it is a base model"):
         chat.prompt("What?")
+
+
+def test_end_tokens_are_those_of_the_vocabulary() -> None:
+    tokenizer = SimpleNamespace(eos_token_id=7)
+    assert end_tokens([2, 100, 99, -1], tokenizer, 100) == {2, 7, 99}
+    assert end_tokens(None, tokenizer, 100) == {7}
+    assert end_tokens(5, SimpleNamespace(eos_token_id=None), 5) == frozenset()

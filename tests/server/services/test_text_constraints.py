@@ -15,6 +15,8 @@ import pytest
 from guard.errors import ContentBlocked, RequestError, TooManyRequests
 from server.services.constraints import QUEUED
 from server.services.interface import SamplingOptions, TextRowRequest
+from server.services.tools.hermes import HERMES
+from server.services.tools.offered import OfferedTools
 from steering.constraint import Constraint
 from tests.server.running_service import run
 from tests.server.services.text_driver import Answer, answers, read, request
@@ -216,3 +218,24 @@ def test_a_refused_schema_is_refused_again_without_work(
     monkeypatch.setattr(bytewise.service._constraints, "_compiling", None)
     with pytest.raises(RequestError, match="not"):
         prepared(bytewise, wrong)
+
+
+@pytest.mark.parametrize("names", [{"odd"}, {"plain", "odd"}])
+def test_a_schema_that_cannot_be_followed_is_that_of_its_tool(
+    bytewise: RunningText, names: set[str]
+) -> None:
+    def tool(name: str, schema: Any) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+    odd = {"properties": {"a": {"type": "array", "uniqueItems": True}}}
+    tools = OfferedTools(
+        (tool("plain", {}), tool("odd", odd)),
+        frozenset(names),
+        "required",
+        parameters_at="input_schema",
+    )
+    constraint = tools.constraint(HERMES, None)
+    assert constraint is not None and constraint.param == "tool_choice"
+    with pytest.raises(RequestError, match="of the tool 'odd'") as caught:
+        prepared(bytewise, formed(bytewise, constraint=constraint))
+    assert caught.value.param == "tools[1].input_schema"

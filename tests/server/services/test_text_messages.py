@@ -56,7 +56,8 @@ def ask(saying: RunningText, *policies: str, text: str = "hello", **options: Any
 
 def test_a_message_takes_the_place_of_the_answer_to_a_prompt(saying: RunningText) -> None:
     bare, said, other = ask(saying, "none", "say-always", "none")
-    assert (said.text, said.tokens) == (MESSAGE, [])
+    assert (said.text, said.said, said.tokens) == (MESSAGE, MESSAGE, [])
+    assert bare.said == other.said == ""
     end = said.finished
     assert (end.reason, end.completion_tokens, end.stop) == ("stop", 0, None)
     assert end.prompt_tokens == bare.finished.prompt_tokens > 0
@@ -71,7 +72,7 @@ def test_a_message_takes_the_place_of_what_follows_the_last_sentence(
 ) -> None:
     late = tiny_model.late
     bare, said = ask(saying, "none", "say-late", text=late.prompt)
-    assert said.text.endswith(MESSAGE)
+    assert said.text.endswith(MESSAGE) and said.said.lstrip(" …") == MESSAGE
     before = said.text.removesuffix(MESSAGE).rstrip()
     # nothing of the sentence in which the guard fired has been sent
     assert bare.text.startswith(before) and len(said.tokens) < late.position - 1
@@ -170,6 +171,7 @@ def test_an_answer_goes_back_before_its_client_has_seen_the_sentence(
         assert back.text == steered.text
     else:
         assert back.text.endswith(MESSAGE) and guard.action == "say"
+        assert back.said.lstrip(" …") == MESSAGE
 
 
 def test_no_guard_in_shadow_says_anything(tiny_model: TinyTextModel, tmp_path: Path) -> None:

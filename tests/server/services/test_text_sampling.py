@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 
-from server.services.interface import TextRowRequest
+from guard.config.schema import load_config
+from server.services.interface import SamplingOptions, TextRowRequest
 from tests.server.services.text_driver import answers, request
-from tests.server.tiny_text_service import RunningText
+from tests.server.tiny_text_service import RunningText, TinyTextModel
 
 
 def test_a_seed_gives_the_same_text_in_any_batch(shared: RunningText) -> None:
@@ -62,3 +67,19 @@ def test_an_end_token_ends_the_row_and_is_not_sent(
         ]
         assert answer.finished.reason == "stop"
         assert answer.finished.completion_tokens == first + 1
+
+
+def test_end_tokens_outside_of_the_vocabulary_end_nothing(
+    tiny_model: TinyTextModel, tmp_path: Path
+) -> None:
+    """Some models' generation configurations name tokens that their embeddings do not have."""
+    source = shutil.copytree(tiny_model.folder / "model", tmp_path / "model")
+    ends = source / "generation_config.json"
+    ends.write_text(json.dumps({**json.loads(ends.read_text()), "eos_token_id": [2, 10**6]}))
+    path = tiny_model.write_config(tiny_model.copy(tmp_path))
+    path.write_text(path.read_text().replace(str(tiny_model.folder / "model"), str(source)))
+    with tiny_model.serve(tmp_path, load_config(path)) as running:
+        shortest = SamplingOptions(min_tokens=3)
+        bare, longer = answers(running, request(running), request(running, options=shortest))
+    assert longer.content == bare.content
+    assert (longer.finished.reason, bare.finished.reason) == ("length", "length")

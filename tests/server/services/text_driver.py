@@ -35,11 +35,13 @@ def request(
 
 @dataclass
 class Answer:
-    """All text and tokens of a row, and its last event or its error."""
+    """All text and tokens of a row, and its last event or its error; `said` is the part of the text
+    that is the policy's message."""
 
     text: str
     tokens: list[TokenLogprob]
     end: FinishedText | GuardError
+    said: str = ""
 
     @property
     def content(self) -> tuple[str, list[TokenLogprob]]:
@@ -60,6 +62,7 @@ async def read(events: RowEvents) -> Answer:
             else:
                 answer.text += event.text
                 answer.tokens += event.tokens
+                answer.said += event.text if event.said else ""
     except GuardError as error:
         answer.end = error
     return answer

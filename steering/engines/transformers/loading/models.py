@@ -69,10 +69,14 @@ def load_language_model(
             model, vision = model.to(device), None
         else:
             tokenizer, vision = load_tokenizer(source)
-            options: dict[str, Any] = {"device_map": device_map or {"": device}}
+            options: dict[str, Any] = {}
+            if device_map or quantization:  # accelerate's, which vLLM's environment has not
+                options["device_map"] = device_map or {"": device}
             if quantization:
                 options["quantization_config"] = quantising(quantization, dtype)
             model = _checkpoint(source, dtype, vision, options)
+            if not options:
+                model = model.to(device)
             if quantization:
                 _run_once(model)
         model = model.eval()

@@ -81,11 +81,10 @@ class Grammars:
 
     def __init__(self, tokenizer: Any, vocabulary: int, end_tokens: frozenset[int]) -> None:
         tokens = max(vocabulary, len(tokenizer))
-        ends = sorted(end for end in end_tokens if end < vocabulary)
-        if not ends:
+        if not end_tokens:
             raise ValueError("the model has no token that ends an answer")
         text = tokenizer.backend_tokenizer.to_str()
-        self._tokenizer = LLTokenizer(text, n_vocab=tokens, eos_token=ends)
+        self._tokenizer = LLTokenizer(text, n_vocab=tokens, eos_token=sorted(end_tokens))
         self._kept: OrderedDict[Constraint, Grammar | str] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -76,6 +76,9 @@ def test_responses_and_messages_have_their_own_names(live: LiveServer) -> None:
         assert counted.json()["input_tokens"] == 3
 
 
+TOOL = {"type": "function", "function": {"name": "look"}}
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [({"response_format": {"type": "grammar"}}, "response_format"),
@@ -92,7 +95,10 @@ def test_responses_and_messages_have_their_own_names(live: LiveServer) -> None:
      ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
      ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
      ({"top_k": -2}, "top_k"), ({"top_k": 2**31}, "top_k"), ({"min_p": 1.1}, "min_p"),
-     ({"min_tokens": 10**300}, "min_tokens"),
+     ({"min_tokens": 10**300}, "min_tokens"), ({"min_tokens": 5000}, "min_tokens"),
+     ({"min_tokens": 5, "max_completion_tokens": 4}, "min_tokens"),
+     ({"tools": [TOOL], "tool_choice": "required", "min_tokens": 3}, "min_tokens"),
+     ({"tools": [TOOL], "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
      ({"presence_penalty": -3}, "presence_penalty"),
      ({"repetition_penalty": 0}, "repetition_penalty"),
      ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),

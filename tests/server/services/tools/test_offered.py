@@ -7,10 +7,12 @@ from typing import Any
 
 import jsonschema
 import pytest
+from llguidance import LLMatcher
 
+from server.errors import InvalidParameter
 from server.services.tools import FAMILIES
 from server.services.tools.offered import OfferedTools
-from server.services.tools.schemas import any_of
+from server.services.tools.schemas import any_of, reference
 from steering.constraint import Constraint
 
 CITY = {
@@ -74,6 +76,53 @@ def test_free_calls_have_no_constraint_unless_the_answer_has_one() -> None:
     assert free.constraint(family, pattern) == pattern
 
 
+def test_references_stay_inside_of_the_schema_that_has_them() -> None:
+    tree = {
+        "$id": "https://example.com/tree",
+        "type": "object",
+        "properties": {
+            "v": {"type": "integer"},
+            "w": {"$ref": "#/properties/v"},
+            "next": {"$ref": "#"},
+            "kept": {"const": {"$ref": "#"}},
+        },
+        "additionalProperties": False,
+    }
+    offered = OfferedTools((definition("grow", tree),), frozenset({"grow"}))
+    both = offered.constraint(FAMILIES["hermes"], Constraint.json_schema(tree))
+
+    def call(arguments: Any) -> dict[str, Any]:
+        return {"name": "grow", "arguments": arguments}
+
+    for value in ({"v": 1, "w": 2, "next": {"next": {"w": 3}}}, {"kept": {"$ref": "#"}}):
+        assert allows(both, value) and allows(both, call(value))
+    for value in ({"w": "x"}, {"next": {"w": "x"}}, {"next": 3}, {"next": call({})}):
+        assert not allows(both, value) and not allows(both, call(value))
+    assert both is not None
+    grammar = LLMatcher.grammar_from_json_schema(both.text)
+    assert LLMatcher.validate_grammar(grammar) == ""
+
+
 def test_a_property_may_be_called_as_a_keyword() -> None:
-    schema = {"properties": {"definitions": {"type": "string"}, "$ref": {"type": "integer"}}}
-    assert any_of([schema])["anyOf"] == [schema]
+    schema = {
+        "properties": {
+            "definitions": {"type": "string"},
+            "$ref": {"type": "integer"},
+            "enum": {"$ref": "#/properties/definitions"},
+        }
+    }
+    whole = any_of([reference("0")], {"0": schema})
+    validator = jsonschema.Draft202012Validator(whole)
+    assert validator.is_valid({"definitions": "a", "$ref": 1, "enum": "b"})
+    for wrong in ({"definitions": 1}, {"$ref": "a"}, {"enum": 1}):
+        assert not validator.is_valid(wrong)
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_schema_that_is_too_large_is_that_of_its_tool(choice: Any) -> None:
+    large = definition("large", {"enum": ["x" * 70_000]})
+    names = frozenset({"weather", "large"})
+    offered = OfferedTools((definition("weather", CITY), large), names, choice)
+    with pytest.raises(InvalidParameter, match="of the tool 'large'") as caught:
+        offered.constraint(FAMILIES["hermes"], Constraint.json_schema({}))
+    assert caught.value.param == "tools[1].function.parameters"
