@@ -22,6 +22,7 @@ from guard.data.concept import read_concept
 from guard.errors import ConfigError
 from guard.verdict import GuardVerdict, Verdict
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name, spans
+from tests.steering.adapters import save_settings
 
 PACKAGES = {"guard", "steering", "classifiers", "server", "benchmarks", "examples"}
 NEEDS_MODEL = re.compile(r"\b(client|attached|ImageModel|vllm|llm)\b")
@@ -55,6 +56,9 @@ def test_toml_holds(block: Block, tmp_path: Path) -> None:
         assert "entry-points" in tomllib.loads(block.code)["project"]
         return
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    adapter = tmp_path / "adapters" / "colours"
+    adapter.mkdir(parents=True)
+    save_settings(adapter, r=4, lora_alpha=8, target_modules=["q_proj"])
     path = tmp_path / "block.toml"
     path.write_text(block.code, encoding="utf-8")
     if re.search(r"^\[\[(words|regex)\]\]", block.code, re.MULTILINE):
