@@ -59,6 +59,7 @@ def test_toml_holds(block: Block, tmp_path: Path) -> None:
     adapter = tmp_path / "adapters" / "colours"
     adapter.mkdir(parents=True)
     save_settings(adapter, r=4, lora_alpha=8, target_modules=["q_proj"])
+    (adapter / "adapter_model.safetensors").touch()
     path = tmp_path / "block.toml"
     path.write_text(block.code, encoding="utf-8")
     if re.search(r"^\[\[(words|regex)\]\]", block.code, re.MULTILINE):
