@@ -36,6 +36,23 @@ def imported_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield from ((node.module, alias.name) for alias in node.names)
 
 
+def at_import(tree: ast.Module) -> ast.Module:
+    """The module without the bodies of its functions, and without what is for types alone."""
+
+    class Outer(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None: ...
+
+        def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None: ...
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            for_types = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            return None if for_types else self.generic_visit(node)
+
+    outer = Outer().visit(ast.parse(ast.unparse(tree)))
+    assert isinstance(outer, ast.Module)
+    return outer
+
+
 def import_graph(modules: Mapping[str, ast.Module]) -> Graph:
     """The modules that each module imports: `from a import b` is one of `a.b` where that is one."""
     graph: dict[str, set[str]] = {}
@@ -91,6 +108,28 @@ def test_evaluation_uses_no_private_name_of_an_engine(modules: dict[str, ast.Mod
         if any(part.startswith("_") for part in [*parent.split("."), name])
     ]
     assert private == []
+
+
+@pytest.mark.parametrize(
+    "start", ["server.app", "server.lifecycle.run", "server.services.build", "server.proxy.run"]
+)
+def test_a_server_starts_without_what_only_fits_need(
+    modules: dict[str, ast.Module], start: str
+) -> None:
+    outer = {module: at_import(tree) for module, tree in modules.items()}
+    graph, seen, left = import_graph(outer), set[str](), [start]
+    while left:
+        if (module := left.pop()) not in seen:
+            seen.add(module)
+            left += graph[module]
+    fits = {"scipy", "sklearn", "matplotlib"}
+    needed = {
+        (module, parent)
+        for module in seen
+        for parent, _ in imported_names(outer[module])
+        if parent.partition(".")[0] in fits
+    }
+    assert needed == set()
 
 
 def test_a_cycle_through_a_function_or_a_type_is_found(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 RESAMPLINGS = 2000
 
@@ -28,24 +27,29 @@ class Share:
     def interval(self) -> tuple[float, float]:
         if not self.total:
             return math.nan, math.nan
-        low, high = binomtest(self.count, self.total).proportion_ci(0.95, method="wilson")
-        return float(low), float(high)
+        return self._bounds("two-sided", "wilson")
 
     @property
     def at_most(self) -> float:
         """The one-sided 95 % bound from above of Clopper and Pearson, 1934; 1 of nothing."""
         if not self.total:
             return 1.0
-        test = binomtest(self.count, self.total, alternative="less")
-        return float(test.proportion_ci(0.95, method="exact").high)
+        return self._bounds("less", "exact")[1]
 
     @property
     def at_least(self) -> float:
         """The same bound from below; 0 of nothing."""
         if not self.total:
             return 0.0
-        test = binomtest(self.count, self.total, alternative="greater")
-        return float(test.proportion_ci(0.95, method="exact").low)
+        return self._bounds("greater", "exact")[0]
+
+    def _bounds(self, alternative: str, method: str) -> tuple[float, float]:
+        # of the extra for fits; a server that only knows of shares has none
+        from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+        test = binomtest(self.count, self.total, alternative=alternative)
+        low, high = test.proportion_ci(0.95, method=method)
+        return float(low), float(high)
 
     @classmethod
     def of(cls, flags: Sequence[bool]) -> Share:

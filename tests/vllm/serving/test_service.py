@@ -83,7 +83,7 @@ class Silent:
 
     def __init__(self, tokens: Sequence[int]) -> None:
         plan = LanguagePlan("firm", "steer", "closed", (GUARD,), {})
-        entries = {"firm": RevisionEntry("key", None, "tiny", plan, ())}
+        entries = {"firm": RevisionEntry("key", None, "tiny", plan, (), frozenset())}
         self.input_processor = SimpleNamespace(guard=SimpleNamespace(entries=entries))
         self._tokens = tokens
 
