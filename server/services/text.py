@@ -269,7 +269,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     def _deliver(self, index: int, row: TextRow, token: RowToken) -> None:
         plan = row.plan
-        if token.invalid and plan.on_error == "closed":
+        if token.flags.invalid and plan.on_error == "closed":
             row.error = guard_failed()
             return
         if token.unmatched:

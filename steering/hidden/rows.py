@@ -201,15 +201,19 @@ class GuardedRows:
     def flags(self, rows: HostRows) -> tuple[list[bool], list[bool]]:
         """By row: whether a guard has fired so far, and whether one has met NaN.
 
-        Costs no transfer from the device where no row is guarded.
+        Costs one transfer from the device, and none where no row is guarded.
         """
         guarded = self._guarded[rows]
         if not guarded.any():
             return [False] * len(guarded), [False] * len(guarded)
-        at, slots = self._on_device(rows), self._slots
+        fired, invalid = torch.stack(self._flags_at(self._on_device(rows))).tolist()
+        return fired, invalid
+
+    def _flags_at(self, at: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """`flags` of the rows `at`, on the device."""
+        slots = self._slots
         fired = (slots.carried[at] & (slots.fired[at] >= 0)).any(1)
-        invalid = (slots.carried[at] & ~slots.valid[at]).any(1)
-        return fired.tolist(), invalid.tolist()
+        return fired, (slots.carried[at] & ~slots.valid[at]).any(1)
 
     def check(self, rows: HostRows, logits: Tensor) -> None:
         """After a forward: mark guarded rows whose `logits [rows, vocabulary]` hold NaN as invalid.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import starmap
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +40,17 @@ def require_tokens(hidden: Tensor, shape: Sequence[int]) -> None:
             f"the decoder runs {hidden.shape[0]} x {hidden.shape[1]} tokens where the input has "
             f"{shape[0]} x {shape[1]}: guards cannot act on a model that puts in tokens of its own"
         )
+
+
+class RowFlags(NamedTuple):
+    """`fired`, `invalid`: a guard of the row has fired, has met NaN, in this forward or before;
+    `steered`: one that acts has fired. `started`: one that acts has begun to, or begun anew, at the
+    generated token that this forward has read."""
+
+    fired: bool = False
+    invalid: bool = False
+    started: bool = False
+    steered: bool = False
 
 
 class Table(GuardedRows):
@@ -94,25 +107,23 @@ class Table(GuardedRows):
             readings = {name: replace(readings[name], rewinds=count) for name, count in counts}
         return readings
 
-    def started(self, rows: HostRows) -> list[bool]:
-        """By row: whether a guard that acts has begun to, or begun anew, in the last forward, at a
-        generated token. Costs no transfer from the device where no row rechecks."""
-        rechecks = self._rechecks[rows]
-        if self._prompt or not rechecks.any():
-            return [False] * len(rechecks)
-        at, slots = self._rows, self._slots
-        begun = slots.acts[at] & (slots.start[at] == self._generated[at][:, None])
-        if self._fresh is not None:
-            begun = begun & self._fresh
-        return begun.any(1).tolist()
+    def row_flags(self, rows: HostRows) -> list[RowFlags]:
+        """What has happened to each of the rows of the last forward.
 
-    def steered(self, rows: HostRows) -> list[bool]:
-        """By row: whether a guard that acts has fired so far. Costs no transfer from the device
-        where no row is guarded."""
-        if not self._guarded[rows].any():
-            return [False] * len(self._guarded[rows])
+        Costs one transfer from the device, and none where no row is guarded.
+        """
+        guarded = self._guarded[rows]
+        if not guarded.any():
+            return [RowFlags()] * len(guarded)
         at, slots = self._on_device(rows), self._slots
-        return (slots.acts[at] & (slots.fired[at] >= 0)).any(1).tolist()
+        fired, invalid = self._flags_at(at)
+        acts = slots.acts[at]
+        steered = (acts & (slots.fired[at] >= 0)).any(1)
+        started = torch.zeros_like(fired)
+        if not self._prompt and self._rechecks[rows].any():
+            begun = acts & (slots.start[at] == self._generated[at][:, None])
+            started = (begun if self._fresh is None else begun & self._fresh).any(1)
+        return [*starmap(RowFlags, torch.stack([fired, invalid, started, steered], 1).tolist())]
 
     # -- one forward pass -------------------------------------------------------------------------
 

@@ -99,10 +99,6 @@ class EventQueue:
         if self._size > MAX_WAITING:
             raise BrokenStream(f"more than {MAX_WAITING} events come without text")
 
-    def ends_with(self, event: WaitingEvent) -> bool:
-        """Whether `event` is the last one that waits."""
-        return self._last is event
-
     def first_held(self, group: Group) -> WaitingEvent | None:
         """The first event of `group` with text that is not free, of those that wait for none."""
         return next((e for e in self._groups.get(group, ()) if not e.is_free), None)

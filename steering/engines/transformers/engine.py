@@ -29,7 +29,7 @@ from steering.engines.transformers.vision.images import ForwardImages, ImageEnco
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.seam import HiddenSeam
-from steering.hidden.table import Table, without_sink
+from steering.hidden.table import RowFlags, Table, without_sink
 from steering.prompt import Prompt
 
 
@@ -48,21 +48,16 @@ class RowStart:
 class RowToken:
     """One generated token. `logprob`, `top` and `scores` are filled where the row asked for them.
 
-    `fired`, `invalid`: a guard of the row has fired, has met NaN, in this forward or before;
-    `steered`: one that acts has fired. `started`: one has begun to act, or anew, in this forward.
     `unmatched`: the row's grammar follows its answer no further: nothing behind is known to match.
     """
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
-    fired: bool = False
-    invalid: bool = False
+    flags: RowFlags = RowFlags()
     scores: tuple[float, ...] = ()
     """Log-probabilities of the tokens `RowSampling.scored`."""
     unmatched: bool = False
-    started: bool = False
-    steered: bool = False
 
 
 @dataclass(frozen=True)
@@ -373,8 +368,7 @@ class TransformersEngine:
         token = self._sampling.choose(rows, logits)
         self._last[torch.from_numpy(rows).to(self._device)] = token
         self._table.check(rows, logits)
-        fired, invalid = self._table.flags(rows)
-        acts = [*zip(self._table.started(rows), self._table.steered(rows), strict=True)]
+        flags = self._table.row_flags(rows)
         tokens = token.tolist()
         unmatched = self._sampling.follow(rows, tokens)
         settings = [self._sampling.settings[row] for row in rows]
@@ -382,8 +376,7 @@ class TransformersEngine:
         if not unmatched and not any(
             setting.top_logprobs is not None or setting.scored for setting in settings
         ):
-            flags = zip(tokens, fired, invalid, acts, strict=True)
-            return [RowToken(t, None, (), f, i, (), False, *a) for t, f, i, a in flags]
+            return [RowToken(t, None, (), f) for t, f in zip(tokens, flags, strict=True)]
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(-1, token[:, None])[:, 0].tolist()
         most = max((count for count in counts if count is not None), default=1) or 1
@@ -394,6 +387,5 @@ class TransformersEngine:
             logprob = None if count is None else chosen[i]
             scored = settings[i].scored
             scores = tuple(logprobs[i, list(scored)].tolist()) if scored else ()
-            state = fired[i], invalid[i], scores, i in unmatched, *acts[i]
-            result.append(RowToken(tokens[i], logprob, top, *state))
+            result.append(RowToken(tokens[i], logprob, top, flags[i], scores, i in unmatched))
         return result

@@ -71,8 +71,8 @@ def step_of(
     policy: AnswerPolicy, token: RowToken, readings: Callable[[], Mapping[str, Reading]]
 ) -> Step:
     """What becomes of an answer at this token of it; `readings` are those of the row's guards."""
-    end = policy.ending(readings()) if token.fired and policy.may_end else None
-    if end is None and token.started and policy.rewinds:
+    end = policy.ending(readings()) if token.flags.fired and policy.may_end else None
+    if end is None and token.flags.started and policy.rewinds:
         return "back"
     return end or "push"
 
@@ -147,7 +147,7 @@ class HeldAnswer:
     def push(self, token: RowToken) -> Sequence[RowToken]:
         """Add a generated token; returns those that will not be withdrawn any more."""
         text = self._sentences.text_of(token.token)
-        self._is_steered = self._is_steered or token.steered
+        self._is_steered = self._is_steered or token.flags.steered
         if self._tokens and self._sentences.ends(self._tail, text):
             self._end_sentence()
             if self.repeats:

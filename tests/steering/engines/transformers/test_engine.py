@@ -60,7 +60,7 @@ def test_weights_are_never_touched(model: Any, engine: TransformersEngine) -> No
         joins=[0, 0, 2, 4],
         tokens=[12, 3, 9, 5],
     )
-    assert any(token.fired for row in rows for token in row)
+    assert any(token.flags.fired for row in rows for token in row)
     assert weights_hash(model) == before
 
 
@@ -112,7 +112,7 @@ def test_recheck_fires_at_the_generated_token_where_the_score_passes(
     rows, readings = serve(engine, [start(PROMPTS[2], [guard])], tokens=21)
     reading = readings[0]["a"]
     assert (reading.position, reading.threshold) == (at, pytest.approx(limit))
-    assert [token.fired for token in rows[0]] == [n >= at for n in range(21)]
+    assert [token.flags.fired for token in rows[0]] == [n >= at for n in range(21)]
     assert ids(rows)[0][:at] == ids(bare)[0][:at]
     assert ids(rows)[0][at:] != ids(bare)[0][at:]
 
@@ -156,13 +156,13 @@ def test_a_row_that_meets_nan_is_marked_and_its_slot_is_sound_afterwards() -> No
     rows, readings = serve(
         engine, [start(other, [SILENT]), start([*long, poison, *long], [SILENT])], tokens=[30, 2]
     )
-    assert [token.invalid for token in rows[1]] == [True, True]
+    assert [token.flags.invalid for token in rows[1]] == [True, True]
     assert not readings[1]["a"].valid
-    assert not any(token.invalid for token in rows[0])
+    assert not any(token.flags.invalid for token in rows[0])
     assert ids(rows)[0] == expected["other"]
 
     again, _ = serve(engine, [start(other, [SILENT]), start(short, [SILENT])], tokens=30)
-    assert not any(token.invalid for row in again for token in row)
+    assert not any(token.flags.invalid for row in again for token in row)
     assert ids(again) == [expected["other"], expected["short"]]
 
 
@@ -173,8 +173,8 @@ def test_an_overflow_by_a_guard_is_found_after_its_last_check() -> None:
     quiet = start(PROMPTS[1], [replace(SILENT, recheck=None)])
     pushed = start(PROMPTS[0], [replace(FIRES, strength=1e6)])
     rows, readings = serve(engine, [quiet, pushed], tokens=4)
-    assert all(token.invalid for token in rows[1]) and not readings[1]["a"].valid
-    assert not any(token.invalid for token in rows[0]) and readings[0]["a"].valid
+    assert all(token.flags.invalid for token in rows[1]) and not readings[1]["a"].valid
+    assert not any(token.flags.invalid for token in rows[0]) and readings[0]["a"].valid
 
 
 def test_half_precision_keeps_silent_rows_bit_identical() -> None:

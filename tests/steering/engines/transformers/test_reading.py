@@ -94,7 +94,7 @@ def test_scores_decisions_and_actions_are_those_of_the_whole_prompt(
     for threshold, fired in ((prompt_score - 0.01, True), (prompt_score + 0.01, False)):
         begun = start(LONG, [RowGuard(name, threshold, strength=10.0)])
         whole, in_parts = answer(engine, begun, None), answer(engine, begun, parts)
-        assert [token.fired for token in in_parts] == [fired] * 12
+        assert [token.flags.fired for token in in_parts] == [fired] * 12
         assert (engine.readings(0)[name].position == 0) is fired
         assert ids([in_parts]) == ids([whole])
         assert (ids([whole]) != ids([bare])) is fired
@@ -106,7 +106,7 @@ def test_no_guard_fires_before_the_prompt_ends(engine: TransformersEngine) -> No
         assert engine.read(10) is None
         assert not engine.readings(engine.capacity)["a"].fired
     token = engine.read(10)
-    assert token is not None and token.fired
+    assert token is not None and token.flags.fired
 
 
 def test_the_first_token_alone_is_not_sensed(engine: TransformersEngine) -> None:
@@ -173,8 +173,8 @@ def test_nan_in_the_first_part_is_found(model: Any) -> None:
     model.get_input_embeddings().weight.data[LONG[2]] = float("nan")
     engine = TransformersEngine(model, BANK, capacity=2)
     engine.prefill([start([4, 5], [WATCH])])
-    assert read(engine, start(LONG, [WATCH]), [10]).invalid
-    assert [token.invalid for token in engine.decode()] == [False, True]
+    assert read(engine, start(LONG, [WATCH]), [10]).flags.invalid
+    assert [token.flags.invalid for token in engine.decode()] == [False, True]
 
 
 def test_no_forward_is_larger_than_its_part(model: Any, engine: TransformersEngine) -> None:

@@ -16,6 +16,7 @@ from steering.engines.transformers.rewinding import HELD_BACK, HeldAnswer, Sente
 from steering.engines.transformers.sampling import RowSampling
 from steering.engines.transformers.sampling.adjustments import Adjustments
 from steering.hidden.rows import Reading, RowGuard
+from steering.hidden.table import RowFlags
 from steering.methods.steer import bank_of
 from steering.prompt import Prompt
 from tests.steering.engines.driver import NO_SAMPLING, ids, start
@@ -114,7 +115,7 @@ def test_an_answer_without_a_sentence_goes_back_to_its_prompt() -> None:
 
 def test_an_answer_that_was_steered_from_its_prompt_on_has_nothing_to_go_back_to() -> None:
     held = held_answer()
-    held.push(RowToken(1, fired=True, steered=True))
+    held.push(RowToken(1, flags=RowFlags(fired=True, steered=True)))
     assert held.go_back(LATEST).stuck
 
 
@@ -123,7 +124,7 @@ def test_an_answer_that_is_steered_says_no_sentence_twice(steered: bool) -> None
     held = held_answer()
     released: list[RowToken] = []
     for token in tokens_of(" cat", ".", " ran", ".", " cat", ".", " ran"):
-        released += held.push(replace(token, fired=True, steered=steered))
+        released += held.push(replace(token, flags=RowFlags(fired=True, steered=steered)))
     assert held.repeats is steered
     released += held.rest()
     assert len(released) == len(held) == (4 if steered else 7)
@@ -174,13 +175,13 @@ def test_a_row_that_goes_back_goes_on_as_if_it_had_been_steered_there(
     guard = RowGuard("g", NEVER, 8.0, recheck=recheck)
     steps = [engine.prefill([start(OTHER), start(asked, [guard])])]
     steps += [engine.decode() for _ in range(position)]
-    assert [step[1].started for step in steps] == [False] * position + [True]
+    assert [step[1].flags.started for step in steps] == [False] * position + [True]
     kept = ids([[step[1] for step in steps]])[0][:left]
     withdrawn = ids([[step[1] for step in steps]])[0][left:]
     engine.rewind(1, withdrawn, [*asked, *kept][-1])
     went_on = [engine.decode() for _ in range(8)]
     # it begins to act there, and does not report that as a reason to go back once more
-    assert not any(step[1].started for step in went_on)
+    assert not any(step[1].flags.started for step in went_on)
     reading = engine.readings(1)["g"]
     assert (reading.position, reading.rewinds) == (position, 1)
 
@@ -199,8 +200,8 @@ def test_only_guards_that_act_steer_an_answer(engine: TransformersEngine, acts: 
     guard = RowGuard("g", ALWAYS, 1.0, acts=acts)
     tokens = engine.prefill([start(OTHER), start(prompt(9, 1), [guard])])
     for bare, guarded in (tokens, engine.decode()):
-        assert (bare.fired, bare.steered) == (False, False)
-        assert (guarded.fired, guarded.steered) == (True, acts)
+        assert (bare.flags.fired, bare.flags.steered) == (False, False)
+        assert (guarded.flags.fired, guarded.flags.steered) == (True, acts)
 
 
 def test_a_token_that_is_read_again_counts_once(engine: TransformersEngine) -> None:
