@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Final
 
 from classifiers.text.disguises.views import PLAIN
 from classifiers.text.entities.chunks import chunks_of
@@ -12,6 +13,11 @@ from classifiers.text.patterns.matching import Match, without_overlaps
 
 Analyze = Callable[[str], Iterable[Any]]
 """The results of Presidio's (`presidio_analyzer.RecognizerResult`) for a text of one chunk."""
+_PLACEHOLDER: Final = re.compile(
+    r"(?:\\?\[|%5B)?[A-Z][A-Z0-9]*(?:\\?_[A-Z0-9]+)*\\?_[0-9]+(?:\\?\]|%5D)?"
+)
+"""What stands for a text that was cut out ("[PERSON_1]"), however a model spells it."""
+_LETTER: Final = re.compile(r"[^\W\d_]")
 
 
 class EntityRecognizer:
@@ -34,8 +40,10 @@ class EntityRecognizer:
         matches: list[Match] = []
         for start, chunk in chunks_of(text):
             for each in self._found(chunk):
-                if each.entity_type in self._entities:
-                    place = start + each.start, start + each.end
+                if each.entity_type not in self._entities:
+                    continue
+                for first, last in _without_placeholders(chunk, each.start, each.end):
+                    place = start + first, start + last
                     matches.append(Match(*place, each.entity_type, PLAIN, float(each.score)))
         return without_overlaps(matches)
 
@@ -44,6 +52,20 @@ class EntityRecognizer:
             return []
         with self._lock:
             return list(self._analyze(chunk))
+
+
+def _without_placeholders(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What is left of text[start:end] where placeholders stand in it."""
+    for hole in _PLACEHOLDER.finditer(text):
+        if hole.end() <= start:
+            continue
+        if hole.start() >= end:
+            break
+        if _LETTER.search(text, start, hole.start()):
+            yield start, hole.start()
+        start = hole.end()
+    if start < end and _LETTER.search(text, start, end):
+        yield start, end
 
 
 def require_known(entities: Collection[str], found: Collection[str]) -> None:

@@ -207,3 +207,23 @@ def test_weights_of_pickle_are_never_loaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot load it"):
         _load(folder)
     assert json.loads((folder / "config.json").read_text("utf-8"))["id2label"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[PERSON_1]", []),
+        ("Write to [PERSON_12] now", ["Write to ", " now"]),
+        (r"\[US\_SSN\_2\]", []),
+        ("%5BUS_SSN_2%5D Ada", [" Ada"]),
+        ("PERSON_1, LOCATION_3", []),
+        ("Ada_1 Lovelace", ["Ada_1 Lovelace"]),
+        ("[12]", []),
+    ],
+)
+def test_placeholders_of_what_was_cut_out_are_no_names(text: str, found: list[str]) -> None:
+    def analyze(chunk: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(entity_type="PERSON", start=0, end=len(chunk), score=0.9)]
+
+    matches = EntityRecognizer(analyze, ["PERSON"]).find(text)
+    assert [text[match.start : match.end] for match in matches] == found
