@@ -40,7 +40,8 @@ _PAGES: Final = re.compile(
 _NAME: Final = re.compile(rf"(?i)(?:{_NAMES})[a-z0-9_-]*[\"'\x60*]* $")
 _KEY_NAME: Final = re.compile(rf"(?i)(?:{_KEYS})[a-z0-9_-]*[^a-z0-9_-]*(?:is )?[^a-z0-9_-]*$")
 _REFERENCE: Final = re.compile(
-    r"\$\{|\{\{|\$\([a-z_][\w ./-]*\)|\$\($|%\(\w+\)|<|(?:true|false|none|null)\b|[/\\]|\.{1,2}/|~/|\w+://"
+    r"\$\{|\{\{|\$\((?:[a-z_][\w./-]*)?(?:\)|$)|%\(\w+\)|<|(?:true|false|none|null)\b|[/\\]"
+    r"|\.{1,2}/|~/|\w+://"
     r"|\$[A-Za-z_]+$|%[A-Za-z_]+%$|&[a-z]+;|\*+$|(?:\w+\.){2,}\w+$"
     r"|(?:self|os|env|this|config|settings|process|cfg|args)\.",
     re.IGNORECASE,
