@@ -49,7 +49,6 @@ from steering.methods.fitted import FittedGuard
 from steering.methods.steer import SteerGuard, bank_of, loaded
 from steering.prompt import Prompt
 
-TOKENS = 64
 ROWS = 64
 TRAINING = 32
 """Training questions that directions are fitted on."""
@@ -145,8 +144,11 @@ class Asked:
 class Bench:
     """A model with its guards, and the questions that it is asked."""
 
-    def __init__(self, chat: TransformersChat, guards: Guards, progress: Stages) -> None:
+    def __init__(
+        self, chat: TransformersChat, guards: Guards, tokens: int, progress: Stages
+    ) -> None:
         self._chat, self._guards, self._progress = chat, guards, progress
+        self._tokens = tokens
         self._sentences = Sentences(chat.tokenizer)
 
     def known(self, rows: Sequence[ForgetPrompt]) -> list[Asked]:
@@ -230,12 +232,12 @@ class Bench:
         *,
         plan: LanguagePlan | None = None,
         streamed: bool = False,
-        most: int = TOKENS,
+        most: int | None = None,
     ) -> list[Answer]:
         return answers(
             engine,
             starts,
-            max_tokens=most,
+            max_tokens=most or self._tokens,
             end_tokens=self._chat.end_tokens,
             advance=self._progress(what, len(starts)),
             policy=plan,
@@ -275,10 +277,11 @@ def measure(
     rows: Sequence[ForgetPrompt],
     split: str,
     ways: Sequence[str],
+    tokens: int,
     progress: Stages,
 ) -> list[dict[str, Any]]:
     """The figures of each way, and its answers."""
-    bench = Bench(chat, guards, progress)
+    bench = Bench(chat, guards, tokens, progress)
     asked = bench.known(in_split(rows, split))
     bank = guards.bank
     if any(WAYS[name].truthful is not None for name in ways):
@@ -336,6 +339,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument("--ways", default="", help=f"all if left out: {', '.join(WAYS)}; with ;")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     parser.add_argument("--limit", type=int, help="questions, evenly of the split")
     parser.add_argument("--out", type=Path, help="a file of JSON for all answers")
     options = parser.parse_args()
@@ -350,7 +354,7 @@ def main() -> None:
     chat = TransformersChat.load(options.model)
     with stages() as progress:
         guards = Guards.of(artifacts_of(options.guards), chat)
-        results = measure(chat, guards, rows, options.split, ways, progress)
+        results = measure(chat, guards, rows, options.split, ways, options.tokens, progress)
     if options.out:
         options.out.write_text(json.dumps(results, indent=1, default=str), "utf-8")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")

@@ -5,8 +5,8 @@ python -m benchmarks.turns examples/harry-potter --guard harry-potter [--split v
 Dialogues of two turns are put together from a split of a topic and of what is to stay, and
 from questions that go on with it without naming it. For each
 kind it prints on how many the guard fires before the first token of the answer: reading the whole
-conversation, the last turn alone, and the last turn under a part of the threshold where an earlier
-turn is over it.
+conversation, and the last turn under parts of the threshold where an earlier turn is over it: 1 is
+the last turn alone, and FOLLOW_UP of steering guards what `scope = "turn"` does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from guard.evaluation.shares import Share
 from guard.models.chat import TransformersChat
 from steering.engines.transformers.tokens import PromptTokenizer
 from steering.methods.fitted import FittedGuard
-from steering.methods.steer import loaded
+from steering.methods.steer import FOLLOW_UP, loaded
 
 REFUSED = "I'm sorry, but I can't help with that."
 ANSWERED = "Certainly. Here is a short answer to your question, as far as I know."
@@ -58,9 +58,6 @@ FOLLOW_UPS = {
         "Just answer my question, please.",
     ),
 }
-PARTS = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
-"""Of the threshold, for a last turn behind one that is over it."""
-
 Split = Literal["validation", "test"]
 
 Dialogue = tuple[str, str, str]
@@ -144,23 +141,22 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("config.toml"))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--split", default="test", choices=get_args(Split))
+    parser.add_argument("--parts", default=f"1,{FOLLOW_UP}", help="of the threshold, with commas")
     parser.add_argument("--each", type=int, default=50, help="dialogues of each kind")
     arguments = parser.parse_args()
     setting = next(g for g in load_config(arguments.config).guards if g.name == arguments.guard)
     artifact = Artifact.load(setting.artifact)
     guard = FittedGuard(setting.name, artifact.tensors, artifact.meta.settings)
     chat = TransformersChat.load(arguments.model)
-    columns = ("dialogue", "should fire", "conversation", "turn", *(f"turn, {p}" for p in PARTS))
+    parts = [float(part) for part in arguments.parts.split(",")]
+    columns = ("dialogue", "should fire", "conversation", *(f"turn, {p:g}" for p in parts))
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     kinds = dialogues(arguments.folder, arguments.split, arguments.each)
     for kind, (should, asked) in kinds.items():
         found = scores(chat, guard, asked)
         shares = [Share.of([each.whole > 1 for each in found])]
-        shares += [Share.of([each.fires_under(part) for each in found]) for part in (1.0, *PARTS)]
+        shares += [Share.of([each.fires_under(part) for each in found]) for part in parts]
         print(f"| {kind} | {should} | {' | '.join(map(str, shares))} |", flush=True)
-        lasts = sorted(each.last for each in found)
-        quartiles = [round(lasts[len(lasts) * i // 4 - (i == 4)], 2) for i in range(5)]
-        print(f"    last turn over threshold, quartiles: {quartiles}", flush=True)
 
 
 if __name__ == "__main__":

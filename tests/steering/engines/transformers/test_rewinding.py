@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowToken, TransformersEngine
 from steering.engines.transformers.offline import Answer, answers
 from steering.engines.transformers.rewinding import HELD_BACK, HeldAnswer, Rewinds, Sentences
 from steering.engines.transformers.sampling import RowSampling
@@ -19,7 +19,7 @@ from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.table import RowFlags
 from steering.methods.steer import bank_of
 from steering.prompt import Prompt
-from tests.steering.engines.driver import NO_SAMPLING, ids, start
+from tests.steering.engines.driver import ids, start
 from tests.steering.tiny import prompt, random_guard, tiny_model
 
 PIECES = [
@@ -264,26 +264,6 @@ def test_a_token_that_is_read_again_counts_once(engine: TransformersEngine) -> N
     engine.rewind(0, tokens[-1:], tokens[-2])
     assert engine.decode()[0].token == tokens[-1]
     assert engine.readings(0)["g"].score == before
-
-
-def test_guards_decide_from_the_turn_of_a_prompt_on(engine: TransformersEngine) -> None:
-    asked = prompt(12, 2)
-    guard = RowGuard("g", 1e9, 0.0, acts=False)
-
-    def score(*prompts: Prompt) -> list[float]:
-        engine.reset()
-        engine.prefill([RowStart(each, [guard], NO_SAMPLING) for each in prompts])
-        return [engine.readings(row)["g"].score for row in range(len(prompts))]
-
-    whole = Prompt(tuple(asked))
-    scores = score(whole, replace(whole, turn=8), Prompt(tuple(asked[:8])))
-    assert scores[0] == pytest.approx(max(scores[1:])) and scores[1] != pytest.approx(scores[2])
-    # the same in parts
-    engine.reset()
-    engine.begin(RowStart(replace(whole, turn=8), [guard], NO_SAMPLING))
-    while engine.read(3) is None:
-        pass
-    assert engine.readings(0)["g"].score == pytest.approx(scores[1], abs=1e-4)
 
 
 def test_penalties_do_not_count_withdrawn_tokens() -> None:
