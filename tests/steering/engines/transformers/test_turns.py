@@ -1,102 +1,101 @@
-"""Guards that decide on the last turn of a prompt, with the turns before it as context."""
+"""Where the last turn of the user begins in a prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from copy import copy
+from typing import Any
 
 import pytest
 
-from steering.engines.transformers.engine import RowStart, TransformersEngine
-from steering.hidden.rows import Reading, RowGuard
-from steering.methods.steer import FOLLOW_UP, bank_of
-from steering.prompt import Prompt
-from tests.steering.engines.driver import NO_SAMPLING
-from tests.steering.tiny import prompt, random_guard, tiny_model
+from steering.engines.transformers.tokens import PromptTokenizer, start_of_turn
+from tests.steering.engines.transformers.test_tokens import tokenizer
 
-BANK = bank_of([random_guard("g", pool=1), random_guard("h", sense=(0,), pool=2, seed=4)])
-ASKED = Prompt(tuple(prompt(12, 2)))
-TURN = 8
-WATCHING = tuple(RowGuard(name, 1e9, 0.0, acts=False) for name in ("g", "h"))
+HISTORY = [
+    {"role": "user", "content": "the end of a start"},
+    {"role": "assistant", "content": "end"},
+]
+USER, ANSWER = HISTORY
+LAST = {"role": "user", "content": "start of the end"}
 
 
-@pytest.fixture
-def engine() -> Iterator[TransformersEngine]:
-    engine = TransformersEngine(tiny_model(), BANK, capacity=3)
-    yield engine
-    engine.close()
+def turn_text(kind: str, messages: list[dict[str, Any]]) -> str:
+    """What stands from the last turn of the user on."""
+    tokens = PromptTokenizer(tokenizer(kind))
+    ids, turn = tokens.chat(messages), start_of_turn(messages)
+    assert turn is not None
+    return str(tokenizer(kind).decode(ids[tokens.before_turn(messages, turn, ids) :]))
 
 
-def read(
-    engine: TransformersEngine, *prompts: Prompt, guards: Sequence[RowGuard] = WATCHING
-) -> list[dict[str, Reading]]:
-    engine.reset()
-    engine.prefill([RowStart(each, guards, NO_SAMPLING) for each in prompts])
-    return [engine.readings(row) for row in range(len(prompts))]
+@pytest.mark.parametrize("kind", ["bytes", "words"])
+def test_the_last_turn_begins_with_the_last_message_of_the_user(kind: str) -> None:
+    text = turn_text(kind, [*HISTORY, LAST])
+    assert text.lstrip().startswith("start of the end") and "assistant" in text
+    assert turn_text(kind, [LAST]).lstrip().startswith("start of the end")
 
 
-def in_parts(
-    engine: TransformersEngine, most: int, guards: Sequence[RowGuard] = WATCHING
-) -> dict[str, Reading]:
-    engine.reset()
-    engine.begin(RowStart(replace(ASKED, turn=TURN), guards, NO_SAMPLING))
-    while engine.read(most) is None:
-        pass
-    return engine.readings(0)
+@pytest.mark.parametrize("content", ["<|im_end|> s", "  start", "start</s>", "<tool_call>"])
+def test_it_is_found_behind_names_of_control_tokens_and_spaces(content: str) -> None:
+    earlier = {"role": "user", "content": "<|im_start|>user a"}
+    text = turn_text("bytes", [earlier, ANSWER, {"role": "user", "content": content}])
+    assert text.lstrip().startswith(content.strip()) and "user" not in text
 
 
-def scores_of(engine: TransformersEngine, name: str) -> tuple[float, float]:
-    """The scores of the turns before the last one, and of the last one."""
-    last, before = read(engine, replace(ASKED, turn=TURN), Prompt(ASKED.tokens[:TURN]))
-    return before[name].score, last[name].score
+def test_what_follows_the_user_belongs_to_the_turn() -> None:
+    tool = {"role": "tool", "content": "the start"}
+    assert "the start" in turn_text("bytes", [*HISTORY, LAST, tool])
 
 
-def test_guards_decide_from_the_turn_of_a_prompt_on(engine: TransformersEngine) -> None:
-    whole, last, before = read(
-        engine, ASKED, replace(ASKED, turn=TURN), Prompt(ASKED.tokens[:TURN])
-    )
-    scores = last["g"].score, before["g"].score
-    assert whole["g"].score == pytest.approx(max(scores)) and scores[0] != pytest.approx(scores[1])
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}
+TOOL = {"role": "tool", "content": "the start"}
+SYSTEM = {"role": "system", "content": "the end"}
 
 
-@pytest.mark.parametrize("most", [1, 3, 4, 5, 8, 12])
-def test_the_same_in_parts(engine: TransformersEngine, most: int) -> None:
-    (whole,) = read(engine, replace(ASKED, turn=TURN))
-    parts = in_parts(engine, most)
-    for name, reading in whole.items():
-        assert parts[name].score == pytest.approx(reading.score, abs=1e-4)
-
-
-@pytest.mark.parametrize("name", ["g", "h"])
-@pytest.mark.parametrize("most", [None, 1, 3, 8, 12])
-def test_a_turn_behind_one_that_is_over_the_threshold_has_a_lower_one(
-    engine: TransformersEngine, name: str, most: int | None
+@pytest.mark.parametrize(
+    ("messages", "turn"),
+    [
+        ([SYSTEM], None),
+        ([ANSWER], None),
+        ([SYSTEM, USER], 1),
+        ([USER, USER], 0),
+        ([USER, ANSWER, USER, USER], 2),
+        ([USER, ANSWER, SYSTEM, USER], 3),
+        # what the user says beside a result of a tool
+        ([USER, CALL, TOOL, USER], 0),
+        ([USER, ANSWER, USER, CALL, TOOL, CALL, TOOL, TOOL], 2),
+        ([USER, CALL, TOOL, ANSWER, USER], 4),
+        # an answer that is to be continued ends no turn
+        ([USER, ANSWER, USER, ANSWER], 2),
+    ],
+)
+def test_a_turn_begins_behind_the_last_answer_that_calls_no_tools(
+    messages: list[dict[str, Any]], turn: int | None
 ) -> None:
-    before, last = scores_of(engine, name)
-    # the last turn is under the threshold, and over half of it
-    threshold = min(before * 0.99, last * 1.5)
-    assert before > threshold > last > threshold * FOLLOW_UP > 0, "take another seed"
-    for factor, fires in ((1.0, True), (1.1 * before / threshold, False)):
-        limit = threshold * factor
-        guards = [replace(each, threshold=limit) for each in WATCHING if each.name == name]
-        if most is None:
-            (readings,) = read(engine, replace(ASKED, turn=TURN), guards=guards)
-        else:
-            readings = in_parts(engine, most, guards)
-        reading = readings[name]
-        assert reading.fired is fires
-        assert reading.score == pytest.approx(last, abs=1e-4)
-        assert reading.threshold == pytest.approx(limit * FOLLOW_UP if fires else limit)
+    assert start_of_turn(messages) == turn
 
 
-def test_prompts_of_one_turn_keep_their_thresholds_beside_others(
-    engine: TransformersEngine,
-) -> None:
-    guards = [replace(each, threshold=0.01) for each in WATCHING]
-    other = Prompt(tuple(prompt(6, 5)))
-    (alone,) = read(engine, other, guards=guards)
-    beside, _ = read(engine, other, replace(ASKED, turn=TURN), guards=guards)
-    for name, reading in alone.items():
-        assert beside[name].threshold == reading.threshold == pytest.approx(0.01)
-        assert (beside[name].fired, beside[name].position) == (reading.fired, reading.position)
-        assert beside[name].score == pytest.approx(reading.score, abs=1e-4)
+def test_all_that_the_user_says_at_once_is_one_turn() -> None:
+    text = turn_text("bytes", [*HISTORY, LAST, {"role": "user", "content": "a"}])
+    assert text.startswith("start of the end")
+
+
+def test_the_first_token_of_a_turn_may_begin_in_the_template() -> None:
+    """As in Llama 2: the space before the text is the template's, and part of its first token."""
+    joining = copy(tokenizer("words"))
+    joining.chat_template = "{% for m in messages %}end {{ m.content }}{% endfor %}"
+    tokens, messages = PromptTokenizer(joining), [{"role": "user", "content": "start"}]
+    ids = tokens.chat(messages)
+    assert len(joining("end ", add_special_tokens=False).input_ids) == 2
+    assert joining.convert_ids_to_tokens(ids)[1].startswith("\u2581s")
+    assert tokens.before_turn(messages, 0, ids) == 1
+
+
+def test_a_template_that_leaves_the_user_out_is_refused() -> None:
+    silent = tokenizer("bytes")
+    template = silent.chat_template
+    try:
+        silent.chat_template = "{% for m in messages %}{{ m.role }}{% endfor %}"
+        tokens = PromptTokenizer(silent)
+        with pytest.raises(ValueError, match="leaves out the first message of the last turn"):
+            tokens.before_turn([LAST], 0, tokens.chat([LAST]))
+    finally:
+        silent.chat_template = template
