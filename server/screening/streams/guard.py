@@ -84,6 +84,8 @@ class StreamGuard:
         self._queue = EventQueue(stream_format, screens.guard_object, screens.put_back)
         self._heads = [screen for screen in plan.answering if screen.head is not None]
         self._lists = [screen for screen in plan.answering if screen.head is None]
+        # two names of two texts would be one
+        self._crossing = [screen for screen in self._lists if screen.entities is None]
         self._buffers: dict[Hashable, Buffer] = {}
         self._paths: dict[Buffer, str] = {}
         # those with text that has not been released, in order
@@ -353,9 +355,9 @@ class StreamGuard:
 
     async def _is_crossed(self, buffer: ChannelBuffer) -> bool:
         """Whether something that must not leave goes on from one value of JSON in another."""
-        for texts in buffer.take_seams() if self._lists else ():
+        for texts in buffer.take_seams() if self._crossing else ():
             seams = seams_of(texts, (None, None))
-            results = await self._screens.read([seam.text for seam in seams], self._lists)
+            results = await self._screens.read([seam.text for seam in seams], self._crossing)
             rows = [
                 [seam.crossing(result) for result in row]
                 for seam, row in zip(seams, results, strict=True)
@@ -365,7 +367,7 @@ class StreamGuard:
             # what is in one of them alone has been found there
             apart = [
                 [span for result in row for span in result.spans]
-                for row in await self._screens.read(texts, self._lists)
+                for row in await self._screens.read(texts, self._crossing)
             ]
             for seam, row in zip(seams, rows, strict=True):
                 found = [seam.without(result, apart) for result in row]
