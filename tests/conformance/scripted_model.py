@@ -29,11 +29,12 @@ _CHAINS = (
     (_GREETS, *_WORDS, _END),
     (_CALLS, *_CALL, _END),
     (_TELLS, " and", " then", " and"),
+    ('"', "a", '"'),
 )
 """Each token is followed by the next one of its chain."""
-_SHORTEST = {_END: 20.0, '"': 16.0, "}": 14.0, "]": 13.0, ",": 12.0, "1": 8.0}
-"""Logits behind a token of no chain, of which a grammar permits some: strings are empty."""
-_UNLIKELY, _CERTAIN = -20.0, 60.0
+_SHORTEST = {_END: 100.0, '"': 80.0, "}": 60.0, "]": 50.0, ",": 40.0, "1": 20.0}
+"""Logits of tokens where a grammar permits none that follows: strings have one letter."""
+_UNLIKELY, _CERTAIN = -20.0, 200.0
 _WIDTH = 32
 _TEMPLATE = """\
 {%- if tools %}<|turn|>tools, each called as <tool_call>{"name": ..., "arguments": {...}}\

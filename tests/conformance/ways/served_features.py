@@ -30,6 +30,8 @@ CARD = (
     'Give the contact as JSON: {"name": "Ada", "email": "ada@example.org", "note": "x", "age": 36}'
 )
 TALE = "Write a tale of a thousand words."
+LONG_TALE = f"{TALE} Begin with:{' word' * 4_000}"
+"""Nothing is answered before it was read, not even an object."""
 
 _ENDS = {"stop", "completed", "end_turn", "length", "max_output_tokens", "max_tokens", "incomplete"}
 _ENDED_S = 5.0
@@ -150,11 +152,11 @@ _ASKED: tuple[Feature, ...] = (
     *both("refused request", "", "", LEAK, refused, key=KEYS["private"]),
     *both("blocked answer", "", "", HELLO, blocked, key=SERVED_KEYS[BLOCKED]),
     *both("error 400", "", "", LONG, too_long),
-    *both("error 429", "", "", HELLO, limited, key=SERVED_KEYS[SLOW]),
+    *both("rate limit", "", "", HELLO, limited, key=SERVED_KEYS[SLOW]),
     *both("wrong key", "", "", HELLO, unauthorized, key="nobody's key"),
     Feature("tried again", "", "", HELLO, answered, key=SERVED_KEYS[QUICK], retries=3),
     Feature("hang up, streamed", "hang_up", "", TALE, hung_up, stream=True),
-    Feature("time-out", "", "", TALE, timed_out, timeout=0.4),
+    Feature("time-out", "", "", LONG_TALE, timed_out, timeout=0.4),
     Feature("image", "image", "", "a cat", drawn),
     Feature("embeddings", "embed", "", HELLO, embedded),
     Feature("list of models", "models", "", HELLO, listed),
