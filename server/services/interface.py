@@ -297,6 +297,9 @@ class RowEvents(Protocol):
 
     async def __anext__(self) -> Event: ...
 
+    def end(self) -> None:
+        """No more of the answer is wanted: `FinishedText` follows soon, as behind a stop string."""
+
     async def aclose(self) -> None:
         """Cancel the row, unless it has ended."""
 
