@@ -305,9 +305,14 @@ def _answering(policy: dict[str, Any]) -> str:
     text = f"guards decide on the {_SCOPES[policy['scope']]}"
     if policy["actions"]:
         text += f" ({', '.join(f'{name}: {action}' for name, action in policy['actions'].items())})"
-    return text + (", answers go back to their last sentence's end" if policy["rewind"] else "")
+    return text + _REWINDS[policy["rewind"]]
 
 
+_REWINDS = {
+    None: ", whole and steered answers go back to their last sentence's end (transformers)",
+    True: ", answers go back to their last sentence's end",
+    False: ", answers never go back",
+}
 _SCOPES = {"conversation": "whole conversation", "turn": "user's last turn"}
 
 

@@ -9,13 +9,7 @@ from guard.plans.screens import TextScreen
 from server.error_shapes import SentStream
 from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.bodies.scanner import quoted
-from server.screening.findings import (
-    Findings,
-    ScreenedText,
-    blocks,
-    merge_spans,
-    redactions,
-)
+from server.screening.findings import Findings, ScreenedText, blocks, merge_spans, redactions
 from server.screening.spans import Span
 from server.screening.streams.channel import Buffer, ChannelBuffer
 from server.screening.streams.event_queue import (
@@ -26,12 +20,7 @@ from server.screening.streams.event_queue import (
     without_tokens,
 )
 from server.screening.streams.event_texts import EventTexts, StreamScreens
-from server.screening.streams.formats.base import (
-    Group,
-    Slot,
-    StreamFormat,
-    is_error,
-)
+from server.screening.streams.formats.base import Group, Slot, StreamFormat, is_error
 from server.screening.streams.hold_back import HoldBackBuffer, Window
 from server.screening.streams.open_end import OpenText
 from server.screening.streams.reach import Reach
@@ -98,6 +87,8 @@ class StreamGuard:
         # of events that come together; what comes before a block leaves event by event
         may_block = any(screen.action == "block" for screen in plan.answering)
         self._most_at_once = 1 if may_block else 64
+        # nothing of an object leaves before all of it was read
+        self._leaves_whole = may_block and stream_format.options.has_form
         self._has_done = False
         self._event_texts = EventTexts(
             *(findings, screens, placeholders),
@@ -250,7 +241,12 @@ class StreamGuard:
             # it may be signed later, and is not altered
             return self._text_buffer(is_sealed=True)
         numbers = self._placeholders if self._restores else None
-        return ChannelBuffer(self._text_buffer, numbers=numbers, heads=bool(self._heads))
+        return ChannelBuffer(
+            self._text_buffer,
+            numbers=numbers,
+            heads=bool(self._heads),
+            leaves_whole=self._leaves_whole,
+        )
 
     def _text_buffer(
         self, *, prefix: str = "", is_number: bool = False, is_sealed: bool = False
