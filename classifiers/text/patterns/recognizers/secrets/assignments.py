@@ -40,7 +40,7 @@ _PAGES: Final = re.compile(
 _NAME: Final = re.compile(rf"(?i)(?:{_NAMES})[a-z0-9_-]*[\"'\x60*]* $")
 _KEY_NAME: Final = re.compile(rf"(?i)(?:{_KEYS})[a-z0-9_-]*[^a-z0-9_-]*(?:is )?[^a-z0-9_-]*$")
 _REFERENCE: Final = re.compile(
-    r"\$\{|\{\{|\$\((?:[a-z_][\w./-]*)?(?:\)|$)|%\(\w+\)|<|(?:true|false|none|null)\b|[/\\]"
+    r"\$\{|\{\{|\$\((?:[a-z_][\w./-]*)?(?:\)(?!\w)|$)|%\(\w+\)|<|(?:true|false|none|null)\b|[/\\]"
     r"|\.{1,2}/|~/|\w+://"
     r"|\$[A-Za-z_]+$|%[A-Za-z_]+%$|&[a-z]+;|\*+$|(?:\w+\.){2,}\w+$"
     r"|(?:self|os|env|this|config|settings|process|cfg|args)\.",
@@ -48,8 +48,12 @@ _REFERENCE: Final = re.compile(
 )
 _CONSTANT: Final = re.compile(r"[\[<{(]{0,2}[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+[\]>})]{0,2}$")
 """The name of a constant, or a placeholder of what was cut out."""
-_CALL: Final = re.compile(r"(?:[A-Za-z_]+\.)*[A-Za-z_]{3,}[(\[](?!.*[)\]][A-Za-z0-9])")
-"""Behind a bracket that closes, code has a sign."""
+_PART: Final = r"(?:[A-Z]?[a-z]{2,}|[A-Z]{2,})"
+_CALL: Final = re.compile(
+    rf"(?:[A-Za-z_]+\.)*(?=[A-Za-z_]{{3}})_*{_PART}(?:_*{_PART})*_*[(\[]"
+    r"(?!.*(?:[)\]][A-Za-z0-9]|[@#$!?^~]))"
+)
+"""Names in programs are made of words; behind a bracket that closes, code has a sign."""
 _BOLD: Final = re.compile(r"(\*{1,2})([^*]+)\1")
 _WORDS: Final = re.compile(r"[A-Za-z]+(?:[-_.][A-Za-z]+|[-_.][0-9]{1,2})*$")
 _IDENTIFIER: Final = re.compile(

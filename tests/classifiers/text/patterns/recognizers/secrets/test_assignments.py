@@ -23,6 +23,9 @@ FOUND = [
     ("the passwd $(K4gGJn*8Cy) and", "$(K4gGJn*8Cy)"),
     ("- **password**: KDhG(b+v))4FJ17q", "KDhG(b+v))4FJ17q"),
     ("4711|password|4W8WlWgl|base", "4W8WlWgl"),
+    ("the db_password JHj(0Kdv8DZ$. And", "JHj(0Kdv8DZ$"),
+    ("| db_password | YcXMqg_k(MzT4uxk2 |", "YcXMqg_k(MzT4uxk2"),
+    ('"password": "$(AB)nHe&v_4ptuRF6t"', "$(AB)nHe&v_4ptuRF6t"),
 ]
 NOT_FOUND = [
     '{"password": "[PASSWORD_1]"}',
@@ -44,6 +47,9 @@ NOT_FOUND = [
     "password = '%(password1)s'",
     "password = $(PASS_1)",
     "password = make_password(length=12)",
+    "password = derivedKey(salt, 2**14",
+    "password = Fernet(key1)",
+    "password: settings.getSecret(name1",
 ]
 
 
