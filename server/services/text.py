@@ -117,6 +117,14 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             self._enqueue(rows)
         return [row.events for row in rows]
 
+    def queued(self) -> int:
+        return self.queued_for(None)
+
+    def queued_for(self, adapter: str | None) -> int:
+        """Number of rows with this adapter that wait for a place in the batch."""
+        with self._wake:
+            return sum(row.request.adapter == adapter for row in self._waiting)
+
     async def embed(self, request: EmbeddingRequest) -> EmbeddedTexts:
         """As `EmbeddingService.embed`."""
         assert self._embeddings is not None
