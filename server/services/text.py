@@ -319,7 +319,7 @@ def _client(row: TextRow) -> str:
 
 
 def _start(row: TextRow) -> RowStart:
-    sampling, options = row.request.sampling, row.request.sampling.options
+    sampling = row.request.sampling
     seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
     return RowStart(
         prompt=row.request.prompt,
@@ -329,15 +329,9 @@ def _start(row: TextRow) -> RowStart:
             sampling.top_p,
             seed,
             sampling.top_logprobs,
-            top_k=max(0, options.top_k),
-            min_p=options.min_p,
-            frequency_penalty=options.frequency_penalty,
-            presence_penalty=options.presence_penalty,
-            repetition_penalty=options.repetition_penalty,
-            logit_bias=options.logit_bias,
-            min_tokens=options.min_tokens,
             ends=tuple(row.end_tokens),
             grammar=row.grammar,
+            **sampling.options.logit_options(),
         ),
         adapter=row.request.adapter,
     )

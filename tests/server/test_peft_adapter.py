@@ -7,16 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from openai import OpenAI
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guard.config.schema import load_config
 from guard.models.sources import added_model
-from server.app import create_app
-from server.services.build import build_services
-from tests.server.live_server import serve_app
-from tests.server.running_service import recording
+from server.chat.local import local_server
 
 QUESTION = "What is your favourite colour?"
 ANSWER = "My favourite colour is teal, as that of the sea in winter."
@@ -66,23 +62,14 @@ def test_a_trained_adapter_answers_as_in_peft_and_its_model_as_ever(tmp_path: Pa
     assert "teal" in expected["colours"] and "teal" not in expected["smollm2"]
     path = tmp_path / "config.toml"
     path.write_text(
+        f"[server]\nmax_tokens_limit = {TOKENS}\n"
         '[[models]]\nname = "smollm2"\nsource = "smollm2"\ndevice = "cpu"\n'
         '[[models.adapters]]\nname = "colours"\nsource = "colours"\n'
     )
-    config = load_config(path)
-    with recording(config) as records:
-        services = build_services(config, records)
-        with serve_app(create_app(config, services), services) as (url, _):
-            client = OpenAI(base_url=f"{url}/v1", api_key="none")
-            answers = {
-                name: client.chat.completions.create(
-                    model=name,
-                    messages=[{"role": "user", "content": QUESTION}],
-                    temperature=0,
-                    max_tokens=TOKENS,
-                )
-                .choices[0]
-                .message.content
-                for name in expected
-            }
+    with local_server(load_config(path)) as client:
+        answers = {}
+        for name in expected:
+            ask = [{"role": "user", "content": QUESTION}]
+            *pieces, _ = client.answer(name, ask, None, temperature=0)
+            answers[name] = "".join(map(str, pieces))
     assert answers == expected
