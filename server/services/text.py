@@ -117,6 +117,14 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             self._enqueue(rows)
         return [row.events for row in rows]
 
+    def queued(self) -> int:
+        return self.queued_for(None)
+
+    def queued_for(self, adapter: str | None) -> int:
+        """Number of rows with this adapter that wait for a place in the batch."""
+        with self._wake:
+            return sum(row.request.adapter == adapter for row in self._waiting)
+
     async def embed(self, request: EmbeddingRequest) -> EmbeddedTexts:
         """As `EmbeddingService.embed`."""
         assert self._embeddings is not None
@@ -311,7 +319,7 @@ def _client(row: TextRow) -> str:
 
 
 def _start(row: TextRow) -> RowStart:
-    sampling, options = row.request.sampling, row.request.sampling.options
+    sampling = row.request.sampling
     seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
     return RowStart(
         prompt=row.request.prompt,
@@ -321,15 +329,9 @@ def _start(row: TextRow) -> RowStart:
             sampling.top_p,
             seed,
             sampling.top_logprobs,
-            top_k=max(0, options.top_k),
-            min_p=options.min_p,
-            frequency_penalty=options.frequency_penalty,
-            presence_penalty=options.presence_penalty,
-            repetition_penalty=options.repetition_penalty,
-            logit_bias=options.logit_bias,
-            min_tokens=options.min_tokens,
             ends=tuple(row.end_tokens),
             grammar=row.grammar,
+            **sampling.options.logit_options(),
         ),
         adapter=row.request.adapter,
     )
