@@ -199,7 +199,7 @@ METHODS: dict[str, Method] = {
                 gradient="exact",
                 ranges={"bias": SCORE},
             )
-            for name in ("uce", "rece", "trce", "realera")
+            for name in ("uce", "rece", "trce", "realera", "overlay")
         ),
         Method(
             "safe-guidance",
