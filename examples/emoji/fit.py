@@ -96,7 +96,9 @@ class _Fit:
         self.twin = self.instead or concept.replacements[0]
 
     def closed_form(self, eraser: ClosedForm) -> Artifact:
-        request = OverlayRequest(prompts=safe_prompts(self.concept, PROMPTS))
+        # the derived states of RECE span more directions than the concept's own
+        rank = 128 if isinstance(eraser, Rece) else 64
+        request = OverlayRequest(rank, prompts=safe_prompts(self.concept, PROMPTS))
         judged = None
         if isinstance(eraser, Rece):
             judge = Judge(JUDGE)

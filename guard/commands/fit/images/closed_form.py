@@ -114,7 +114,7 @@ def rece(
     ridge: Ridge = 0.1,
     preserve: Preserve = None,
     preserve_file: PreserveFile = None,
-    rank: Rank = 64,
+    rank: Rank = 128,
     least_share: LeastShare = 0.9,
     gated: Gated = False,
     count: Count = 400,
