@@ -68,6 +68,7 @@ def _compose(
         tried_on,
         with_policies,
     )
+    from guard.evaluation.images.costs import costs_of
     from guard.evaluation.images.evaluation import ImageEvaluation
     from guard.evaluation.images.generator import EngineImageGenerator
     from guard.evaluation.images.suite import load_suite, read_prompts
@@ -99,7 +100,8 @@ def _compose(
         chosen = best_pair(validated, least_same)
         testing = suite_of(suite, [chosen, *chosen.parts], chosen)
         cells = ImageEvaluation(testing, generator, judges, results).run(test, progress)
-    report = CompositionReport(cells, chosen, validated, len(judges.judge.concepts))
+    costs = costs_of(settings, testing, cells)
+    report = CompositionReport(cells, chosen, validated, len(judges.judge.concepts), costs)
     facts = about(
         options,
         testing,

@@ -18,6 +18,7 @@ from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import Config
 from guard.errors import DataError
 from guard.evaluation.images import figures as figures
+from guard.evaluation.images.costs import Cost
 from guard.evaluation.images.figures import EvaluatedCells
 from guard.evaluation.images.judge import Judges
 from guard.evaluation.images.report import ImageReport
@@ -141,10 +142,15 @@ class CompositionReport(ImageReport):
     """The report of the chosen pair on the test prompts, with the table that it was chosen by."""
 
     def __init__(
-        self, cells: EvaluatedCells, chosen: Combination, tried: Sequence[Tried], labels: int
+        self,
+        cells: EvaluatedCells,
+        chosen: Combination,
+        tried: Sequence[Tried],
+        labels: int,
+        costs: Mapping[str, Cost],
     ) -> None:
         parts = [part.name for part in chosen.parts]
-        super().__init__(cells, chosen.name, labels, parts)
+        super().__init__(cells, chosen.name, labels, parts, costs)
         self._chosen, self._tried = chosen, tried
 
     def as_json(self, about: Mapping[str, Any]) -> dict[str, Any]:
