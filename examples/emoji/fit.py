@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,7 @@ def main(
     methods: Annotated[
         str | None, typer.Option(help="Methods, separated by commas; all if left out.")
     ] = None,
+    gates: Annotated[bool, typer.Option(help="Fit erasers with a gate too.")] = True,
     judged: Annotated[int, typer.Option(help="Images with which a round of RECE is judged.")] = 48,
     out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = BASELINES,
 ) -> None:
@@ -75,25 +77,30 @@ def main(
                 artifact = make(fit)
                 seconds = time.monotonic() - started
                 _save(artifact, out / f"{name}-{method}.safetensors", seconds)
-                if method in GATED:
+                if gates and method in GATED:
                     gated = with_gate(artifact, fit.concept, fit.encoded, RATES)
-                    seconds = time.monotonic() - started + fit.encoding_s
+                    seconds += fit.encoding_s
                     _save(gated, out / f"{name}-{method}-gated.safetensors", seconds)
     write_configuration(out)
 
 
 class _Fit:
-    """What the fits of one concept share: its prompts, encoded once."""
+    """What the fits of one concept share: its prompts, encoded once where they are needed."""
 
     def __init__(self, model: ImageModel, concept: Concept, judged: int, progress: Stages) -> None:
         self.model, self.concept, self.progress, self._judged = model, concept, progress, judged
-        started = time.monotonic()
         self.prompts: list[LabelledPrompt] = prompts_of(concept, PROMPTS)
-        self.encoded: EncodedConcept = encode_concept(model, concept, self.prompts, progress)
-        self.encoding_s = time.monotonic() - started
+        self.encoding_s = 0.0
         self.phrase = concept.phrases.train[0]
         self.instead = next(iter(concept.instead), "")
         self.twin = self.instead or concept.replacements[0]
+
+    @cached_property
+    def encoded(self) -> EncodedConcept:
+        started = time.monotonic()
+        encoded = encode_concept(self.model, self.concept, self.prompts, self.progress)
+        self.encoding_s = time.monotonic() - started
+        return encoded
 
     def closed_form(self, eraser: ClosedForm) -> Artifact:
         # the derived states of RECE span more directions than the concept's own
