@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
+from guard.fitting.images.closed_form.uce import kept_phrases
 from guard.fitting.images.training_free import EncodedConcept, perhaps_gated
-from guard.fitting.images.uce import kept_prompts
 from guard.fitting.overlays.base import Base
 from guard.fitting.overlays.changes import Change
 from guard.fitting.overlays.cutting import Energy, energies, factors_of
@@ -128,7 +128,7 @@ def _recorded(
 ) -> Mapping[str, Energy]:
     """What the changes would add while the bare model makes images, half of them of the concept."""
     asking = [p.text for p in prompts_of(concept, max(count, 2)) if p.unsafe][: count // 2]
-    others = [p for p in kept_prompts(concept) if p] + [""]
+    others = [p for p in kept_phrases(concept) if p] + [""]
     prompts = [*asking, *others[: max(count - len(asking), 1)]]
     advance = progress("recording states", len(prompts))
     with energies(base, changes) as recorded:
