@@ -10,6 +10,7 @@ from guard.commands.fit.irece import irece
 from guard.commands.fit.latents import latents
 from guard.commands.fit.screen import screen
 from guard.commands.fit.steer import steer
+from guard.commands.fit.subspaces import ablation, kif
 from guard.commands.fit.training_free import nearest, negative_prompt, safe_guidance, safree, uce
 
 app = typer.Typer(add_completion=False, help="Fit a guard.", no_args_is_help=True)
@@ -47,6 +48,13 @@ app.command(
     "--out dog.safetensors",
 )(image_screen)
 
+for _name, _fit in (("ablation", ablation), ("kif", kif)):
+    app.command(
+        _name,
+        epilog=f"Example: guard fit {_name} --model smollm2 --concept character/harry-potter "
+        "--forget examples/harry-potter/forget.jsonl --retain examples/harry-potter/retain.jsonl "
+        f"--gate examples/harry-potter/steer.safetensors --out harry-potter-{_name}.safetensors",
+    )(_fit)
 for _name, _fit in (
     ("safree", safree),
     ("nearest", nearest),
