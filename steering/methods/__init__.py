@@ -245,6 +245,18 @@ METHODS: dict[str, Method] = {
             },
         ),
         Method(
+            "overlay",
+            seam="projection",
+            stack=f"{_MATHS}.uce:stack",
+            action="overlay",
+            bound_to="denoiser",
+            decides="before",
+            gradient="exact",
+            ranges={
+                "bias": SCORE,
+            },
+        ),
+        Method(
             "safe-guidance",
             seam="guidance",
             stack=f"{_MATHS}.safe_guidance:stack_safety",

@@ -119,7 +119,7 @@ def _overlay(guard: FittedGuard) -> Overlay:
     try:
         return Overlay(
             groups,
-            {group: guard.tensor("reads", group, 2) for group in groups},
+            {group: guard.tensor("reads", group, 2, 4) for group in groups},
             {
                 layer: guard.tensor("writes", layer, 2)
                 for layers in groups.values()
