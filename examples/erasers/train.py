@@ -29,7 +29,7 @@ Loss = Callable[[Forwards, Batch, Batch], tuple[Tensor, float]]
 
 HERE = Path(__file__).parent
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-EVERY = 5
+EVERY = 3
 """Steps between two checkpoints."""
 
 
@@ -52,10 +52,10 @@ class Eraser:
 
 ERASERS = {
     "gradient-ascent": Eraser(
-        gradient_ascent.loss, ALL, range(14, 24), 8, steps=24, rate=1e-3, rows=4, until=6.0
+        gradient_ascent.loss, ALL, range(14, 24), 8, steps=12, rate=2e-3, rows=4, until=6.0
     ),
-    "npo": Eraser(negative_preference.loss, ALL, range(14, 24), 8, steps=24, rate=2e-3, rows=4),
-    "rmu": Eraser(misdirection.loss, ("down_proj",), range(10, 13), None, 24, rate=4e-3, rows=4),
+    "npo": Eraser(negative_preference.loss, ALL, range(14, 24), 8, steps=15, rate=2e-3, rows=4),
+    "rmu": Eraser(misdirection.loss, ("down_proj",), range(10, 13), None, 20, rate=4e-3, rows=4),
     "k-fac": Eraser(None, ("down_proj",), range(10, 20), None, steps=2, rate=0.2, rows=4),
 }
 
