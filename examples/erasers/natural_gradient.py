@@ -3,8 +3,8 @@
 One step is `ΔW = η B⁻¹ G A⁻¹` for each layer, with `G` the gradient of -log p of the answers to
 forget, and `A = E[x xᵀ]`, `B = E[δ δᵀ]` of the layer's inputs and of the gradients at its outputs
 on what is to be kept (K-FAC, Martens and Grosse, arXiv 1503.05671), damped. Labels for `δ` are
-drawn from the model, so that `B` is of the Fisher matrix. η is chosen by the divergence
-`½ Σ <ΔW, B ΔW A>` that the metric itself predicts for a token of what is kept.
+drawn from the model, so that `B` is of the Fisher matrix. The metric knows nothing of what layers
+and tokens do together, so that η is chosen by the divergence on what is kept as it is measured.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from examples.erasers.data import Batch
 from examples.erasers.differences import Differences
-from examples.erasers.forwards import Forwards
+from examples.erasers.forwards import Forwards, divergence
 
 DAMPING = 0.05
 """Of both factors, as a share of their mean eigenvalue."""
+LOOKS = 10
+"""The most measurements of the divergence in a step."""
 
 
 class Factors:
@@ -32,24 +34,20 @@ class Factors:
         self.outputs = [torch.zeros(each.out_features, each.out_features) for each in linears]
         self.tokens = 0
         self._handles = [
-            handle
-            for i, each in enumerate(linears)
-            for handle in (
-                each.register_forward_pre_hook(partial(self._read, i)),
-                each.register_full_backward_hook(partial(self._back, i)),
-            )
+            each.register_forward_hook(partial(self._read, i)) for i, each in enumerate(linears)
         ]
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _read(self, i: int, _module: Any, inputs: Any) -> None:
+    def _read(self, i: int, _module: Any, inputs: Any, output: Tensor) -> None:
         x = inputs[0].detach().flatten(0, -2)
         self.inputs[i] += x.T @ x
+        output.register_hook(partial(self._back, i))
 
-    def _back(self, i: int, _module: Any, _inputs: Any, outputs: Any) -> None:
-        delta = outputs[0].detach().flatten(0, -2)
+    def _back(self, i: int, gradient: Tensor) -> None:
+        delta = gradient.flatten(0, -2)
         self.outputs[i] += delta.T @ delta
 
 
@@ -60,8 +58,8 @@ def step(
     retain: Sequence[Batch],
     reach: float,
 ) -> float:
-    """Take one step to a predicted divergence of `reach` nats a token; returns the -log p of a
-    token that is to be forgotten, before it."""
+    """Take one step by which the divergence on `retain` grows by `reach` nats a token; returns the
+    -log p of a token that is to be forgotten, before it."""
     factors = Factors(differences.linears)
     generator = torch.Generator().manual_seed(0)
     tokens = 0
@@ -78,21 +76,44 @@ def step(
         _, chosen = model.log_probabilities(batch)
         (-chosen.mean() / len(forget)).backward()
         loss -= float(chosen.mean()) / len(forget)
-    changes, predicted = [], 0.0
+    changes = []
     for i, each in enumerate(differences.by_path.values()):
-        a = factors.inputs[i] / factors.tokens
-        b = factors.outputs[i] / tokens
+        a, b = factors.inputs[i] / factors.tokens, factors.outputs[i] / tokens
         assert each.full.grad is not None
         change = torch.linalg.solve(_damped(b), each.full.grad)
-        change = torch.linalg.solve(_damped(a), change.T).T
-        predicted += 0.5 * float((change * (b @ change @ a)).sum())
-        changes.append(change)
-    scale = (reach / predicted) ** 0.5
-    with torch.no_grad():
-        for each, change in zip(differences.by_path.values(), changes, strict=True):
-            each.full += scale * change
+        changes.append(torch.linalg.solve(_damped(a), change.T).T)
     differences.module.zero_grad()
+    _go(model, differences, changes, retain, reach)
     return loss
+
+
+@torch.no_grad()
+def _go(
+    model: Forwards,
+    differences: Differences,
+    changes: Sequence[Tensor],
+    retain: Sequence[Batch],
+    reach: float,
+) -> None:
+    """Go along `changes` until the divergence has grown by `reach`: near the start, it is that of
+    the start and a square of the way."""
+    layers = [each.full for each in differences.by_path.values()]
+    starts = [each.clone() for each in layers]
+
+    def measured() -> float:
+        return sum(float(divergence(model, batch)) for batch in retain) / len(retain)
+
+    wanted = measured() + reach
+    size = sum(float(each.square().sum()) for each in changes) ** 0.5
+    way = 1e-2 / size
+    for _ in range(LOOKS):
+        for each, start, change in zip(layers, starts, changes, strict=True):
+            each.copy_(start + way * change)
+        now = measured()
+        if abs(now - wanted) < 0.1 * reach:
+            break
+        # no farther than it may be believed
+        way *= min(max((wanted / max(now, 1e-9)) ** 0.5, 0.2), 5.0)
 
 
 def _damped(moment: Tensor) -> Tensor:

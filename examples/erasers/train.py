@@ -31,6 +31,8 @@ HERE = Path(__file__).parent
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EVERY = 3
 """Steps between two checkpoints."""
+BATCHES = 3
+"""Of each kind, in one step of the natural gradient."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ ERASERS = {
     ),
     "npo": Eraser(negative_preference.loss, ALL, range(14, 24), 8, steps=15, rate=2e-3, rows=4),
     "rmu": Eraser(misdirection.loss, ("down_proj",), range(10, 13), None, 20, rate=4e-3, rows=4),
-    "k-fac": Eraser(None, ("down_proj",), range(10, 20), None, steps=2, rate=0.2, rows=4),
+    "k-fac": Eraser(None, ("down_proj",), range(10, 20), None, steps=2, rate=0.15, rows=4),
 }
 
 
@@ -82,7 +84,7 @@ def _run(
     started = time.process_time()
     for step in range(first, eraser.steps):
         if eraser.loss is None:
-            batches = [data.batches(step * 4 + i, eraser.rows) for i in range(4)]
+            batches = [data.batches(step * BATCHES + i, eraser.rows) for i in range(BATCHES)]
             forget, retain = zip(*batches, strict=True)
             figure = natural_gradient.step(model, differences, forget, retain, eraser.rate)
         else:

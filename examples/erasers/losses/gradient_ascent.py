@@ -14,4 +14,4 @@ from examples.erasers.forwards import Forwards, divergence
 def loss(model: Forwards, forget: Batch, retain: Batch) -> tuple[Tensor, float]:
     """The loss, and the -log p of a token that is to be forgotten, in nats."""
     _, chosen = model.log_probabilities(forget)
-    return chosen.mean() + divergence(model, retain), -float(chosen.mean())
+    return chosen.mean() + divergence(model, retain), -float(chosen.detach().mean())

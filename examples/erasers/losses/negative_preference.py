@@ -21,4 +21,4 @@ def loss(model: Forwards, forget: Batch, retain: Batch) -> tuple[Tensor, float]:
     _, bare = model.bare_log_probabilities(forget)
     ratio = by_row(chosen - bare, forget)
     preference = -2 / BETA * logsigmoid(-BETA * ratio).mean()
-    return preference + divergence(model, retain), -float(chosen.mean())
+    return preference + divergence(model, retain), -float(chosen.detach().mean())

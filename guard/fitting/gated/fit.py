@@ -35,9 +35,9 @@ from steering.hidden.rows import RowGuard
 from steering.methods.ablation import AblationGuard, AblationGuards
 from steering.methods.kif import KifGuard, KifGuards
 
-FORGET, RETAIN = 96, 128
+FORGET, RETAIN = 64, 96
 """Prompts of the train split whose states are read, at most."""
-SEARCHED, ANSWER_TOKENS = 32, 48
+SEARCHED, ANSWER_TOKENS = 24, 32
 SENSE_DEPTHS = (0.25, 0.5)
 """Share of the decoder layers between which KIF senses."""
 LAST_DEPTH = 0.85
