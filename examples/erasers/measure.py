@@ -164,7 +164,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, default=HERE.parent / "harry-potter")
     parser.add_argument("--erasers", type=Path, default=Path("build/erasers"))
     parser.add_argument("--guards", type=Path, nargs="*", default=[], help="further artifacts")
+    parser.add_argument("--forget-every", type=int, default=1, help="of forget prompts")
     parser.add_argument("--every", type=int, default=4, help="of retain prompts, as published")
+    parser.add_argument("--only", nargs="*", help="names of erasers")
     parser.add_argument("--rank", type=int, help="of erasers with whole weights")
     parser.add_argument("--as-read", action="store_true", help="do not read prompts again")
     arguments = parser.parse_args()
@@ -176,7 +178,7 @@ def main() -> None:
     with stages() as progress:
         run = Measurement(
             chat,
-            known_prompts(arguments.prompts),
+            known_prompts(arguments.prompts)[:: arguments.forget_every],
             [row for row in retain if not row.near],
             [row for row in retain if row.near],
             progress,
@@ -185,7 +187,7 @@ def main() -> None:
         )
         shipped = Artifact.load(arguments.prompts / "steer.safetensors")
         gate = PromptGate.of_artifact(shipped, chat)
-        names = [name for name in ERASERS if (arguments.erasers / name).is_dir()]
+        names = [name for name in arguments.only or ERASERS if (arguments.erasers / name).is_dir()]
         for path in [*arguments.guards, *(arguments.erasers / name for name in names)]:
             name = f"{path.stem}, as read" if arguments.as_read else path.stem
             if name in kept["figures"]:

@@ -70,7 +70,9 @@ def import_overlay(
         raise DataError(
             f"{request.source}: changes no linear layer inside the decoder layers of {chat.name!r}"
         )
-    recorded = _recorded(chat, base, changes, prompts, progress)
+    # factors that are taken as they are need no more than that their layers run
+    exact = request.rank is None and all(each.write is not None for each in changes.values())
+    recorded = _recorded(chat, base, changes, prompts[:1] if exact else prompts, progress)
     factors = factors_of(changes, recorded, request.rank, RANK)
     factors.require_kept(accept_loss=request.accept_loss)
     settings = {
