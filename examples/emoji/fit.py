@@ -13,13 +13,14 @@ from typing import Annotated
 import typer
 
 from guard.data.concept import Concept, read_concept
+from guard.fitting.images.closed_form.fit import OverlayRequest, fit_closed_form
+from guard.fitting.images.closed_form.uce import Uce
 from guard.fitting.images.training_free import (
     encode_concept,
     fit_guide,
     fit_nearest,
     fit_safree,
 )
-from guard.fitting.images.uce import EditRequest, fit_uce
 from guard.fitting.prompts.concept_prompts import prompts_of
 from guard.fitting.prompts.rates import PromptRates
 from guard.models.images import ImageModel
@@ -47,7 +48,8 @@ def main(
 def _fit(model: ImageModel, concept: Concept, name: str, out: Path, progress: Stages) -> None:
     encoded = encode_concept(model, concept, prompts_of(concept, PROMPTS), progress)
     phrase = concept.phrases.train[0]
-    edit = EditRequest(next(iter(concept.instead), ""))
+    edit = Uce(next(iter(concept.instead), ""))
+    overlay = OverlayRequest()
     artifacts = {
         "safree": fit_safree(model, concept, encoded, RATES, rank=8, sense_rank=1, alpha=0.0),
         "nearest": fit_nearest(model, concept, encoded, RATES, rank=8, anchors=512, seed=0),
@@ -57,7 +59,7 @@ def _fit(model: ImageModel, concept: Concept, name: str, out: Path, progress: St
         "negative-prompt": fit_guide(
             model, concept, None, RATES, method="negative-prompt", phrase=phrase, preset=None
         ),
-        "uce": fit_uce(model, concept, None, RATES, edit, progress),
+        "uce": fit_closed_form(model, concept, None, RATES, edit, overlay, progress),
     }
     for method, artifact in artifacts.items():
         artifact.save(out / f"{name}-{method}.safetensors")

@@ -186,29 +186,18 @@ METHODS: dict[str, Method] = {
                 "sense_rank": Range(1, 4096, whole=True),
             },
         ),
-        Method(
-            "uce",
-            seam="projection",
-            stack=f"{_MATHS}.uce:stack",
-            action="overlay",
-            bound_to="denoiser",
-            decides="before",
-            gradient="exact",
-            ranges={
-                "bias": SCORE,
-            },
-        ),
-        Method(
-            "overlay",
-            seam="projection",
-            stack=f"{_MATHS}.uce:stack",
-            action="overlay",
-            bound_to="denoiser",
-            decides="before",
-            gradient="exact",
-            ranges={
-                "bias": SCORE,
-            },
+        *(
+            Method(
+                name,
+                seam="projection",
+                stack=f"{_MATHS}.gated_overlays:stack",
+                action="overlay",
+                bound_to="denoiser",
+                decides="before",
+                gradient="exact",
+                ranges={"bias": SCORE},
+            )
+            for name in ("uce", "rece", "trce", "realera", "overlay")
         ),
         Method(
             "safe-guidance",

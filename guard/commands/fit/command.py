@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from guard.commands.fit.cgce import cgce
 from guard.commands.fit.image_screen import image_screen
-from guard.commands.fit.irece import irece
-from guard.commands.fit.latents import latents
+from guard.commands.fit.images.cgce import cgce
+from guard.commands.fit.images.closed_form import realera, rece, trce, uce
+from guard.commands.fit.images.guidance import negative_prompt, safe_guidance
+from guard.commands.fit.images.irece import irece
+from guard.commands.fit.images.latents import latents
+from guard.commands.fit.images.training_free import nearest, safree
 from guard.commands.fit.screen import screen
 from guard.commands.fit.steer import steer
-from guard.commands.fit.training_free import nearest, negative_prompt, safe_guidance, safree, uce
 
 app = typer.Typer(add_completion=False, help="Fit a guard.", no_args_is_help=True)
 
@@ -53,6 +55,9 @@ for _name, _fit in (
     ("safe-guidance", safe_guidance),
     ("negative-prompt", negative_prompt),
     ("uce", uce),
+    ("rece", rece),
+    ("trce", trce),
+    ("realera", realera),
 ):
     app.command(
         _name,

@@ -11,7 +11,6 @@ from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
 from guard.fitting.images.training_free import EncodedConcept, perhaps_gated
-from guard.fitting.images.uce import kept_prompts
 from guard.fitting.overlays.base import Base
 from guard.fitting.overlays.changes import Change
 from guard.fitting.overlays.cutting import Energy, energies, factors_of
@@ -127,8 +126,9 @@ def _recorded(
     progress: Stages,
 ) -> Mapping[str, Energy]:
     """What the changes would add while the bare model makes images, half of them of the concept."""
-    asking = [p.text for p in prompts_of(concept, max(count, 2)) if p.unsafe][: count // 2]
-    others = [p for p in kept_prompts(concept) if p] + [""]
+    made = [p for p in prompts_of(concept, max(count, 2)) if p.split == "train"]
+    asking = [p.text for p in made if p.unsafe][: count // 2]
+    others = ["", *(p.text for p in made if not p.unsafe)]
     prompts = [*asking, *others[: max(count - len(asking), 1)]]
     advance = progress("recording states", len(prompts))
     with energies(base, changes) as recorded:

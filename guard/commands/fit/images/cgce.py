@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from guard.commands.fit.image_output import finish
+from guard.commands.fit.images.output import finish
 from guard.commands.fit.output import require_artifact_name
 from guard.data.concept import read_concept
 from guard.data.prompts import PromptPair, read_rows

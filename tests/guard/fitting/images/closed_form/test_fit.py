@@ -13,13 +13,14 @@ from torch import Tensor
 from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
-from guard.fitting.images.uce import EditRequest, fit_uce, kept_prompts
+from guard.fitting.images.closed_form.fit import ClosedForm, OverlayRequest, fit_closed_form
+from guard.fitting.images.closed_form.uce import Uce, kept_phrases
 from guard.fitting.prompts.rates import PromptRates
 from guard.models.images import ImageModel
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.seams.projections import text_projections
 from steering.fingerprint import fingerprint
-from steering.methods import uce
+from steering.methods import gated_overlays
 from steering.methods.fitted import FittedGuard
 from tests.steering.engines.diffusion import tiny
 
@@ -38,9 +39,13 @@ def silent(_what: str, _total: int) -> Callable[[int], None]:
     return lambda _count: None
 
 
-def fitted(family: Family, edit: EditRequest) -> Artifact:
-    image_model = ImageModel(family, name="tiny", architecture=type(family.pipeline).__name__)
-    return fit_uce(image_model, CONCEPT, None, RATES, edit, silent)
+def model_of(family: Family) -> ImageModel:
+    return ImageModel(family, name="tiny", architecture=type(family.pipeline).__name__)
+
+
+def fitted(family: Family, eraser: ClosedForm, **request: Any) -> Artifact:
+    overlay = OverlayRequest(**request)
+    return fit_closed_form(model_of(family), CONCEPT, None, RATES, eraser, overlay, silent)
 
 
 @cache
@@ -50,7 +55,7 @@ def built(name: str) -> Family:
 
 def deltas(artifact: Artifact) -> dict[str, Tensor]:
     guard = FittedGuard("g", artifact.tensors, artifact.meta.settings)
-    (overlay,) = uce.stack([guard]).overlays
+    (overlay,) = gated_overlays.stack([guard]).overlays
     return {
         name: overlay.writes[name].T @ overlay.reads[group]
         for group, names in overlay.groups.items()
@@ -61,10 +66,10 @@ def deltas(artifact: Artifact) -> dict[str, Tensor]:
 def test_the_overlay_is_the_papers_edit_of_the_weights() -> None:
     family = built("stable diffusion")
     before = tiny.weights_hash(family.pipeline)
-    edit = EditRequest(instead="a banana", keep=0.2, ridge=0.05, rank=64)
+    edit = Uce(instead="a banana", keep=0.2, ridge=0.05)
     artifact = fitted(family, edit)
     assert tiny.weights_hash(family.pipeline) == before
-    text = family.encode([*CONCEPT.phrases.train, *kept_prompts(CONCEPT), "a banana"])
+    text = family.encode([*CONCEPT.phrases.train, *kept_phrases(CONCEPT), "a banana"])
     states, masks = text.states["text"].double(), text.masks["text"]
     erased = len(CONCEPT.phrases.train)
     stead = states[-1][masks[-1]]
@@ -91,7 +96,7 @@ def test_the_overlay_is_the_papers_edit_of_the_weights() -> None:
 
 def test_the_metadata_of_an_artifact() -> None:
     family = built("stable diffusion")
-    artifact = fitted(family, EditRequest(rank=1))
+    artifact = fitted(family, Uce(), rank=1, least_share=0.0)
     meta = artifact.meta
     assert (meta.method, meta.seams, meta.calibration) == ("uce", ("projection",), {})
     assert meta.model.fingerprint == fingerprint(family.denoiser)
@@ -109,7 +114,7 @@ def test_the_metadata_of_an_artifact() -> None:
     ("name", "groups"), [("emoji", 1), ("stable diffusion xl", 1), ("pixart", 1), ("wan", 1)]
 )
 def test_every_family_that_attends_to_the_text_alone_has_one_group(name: str, groups: int) -> None:
-    artifact = fitted(built(name), EditRequest())
+    artifact = fitted(built(name), Uce())
     assert len(cast(Any, artifact.meta.settings["groups"])) == groups
 
 
@@ -118,14 +123,14 @@ def test_every_family_that_attends_to_the_text_alone_has_one_group(name: str, gr
     [("stable diffusion 3", 2), ("stable diffusion 3 without t5", 2), ("flux", 1)],
 )
 def test_with_joint_attention_every_block_has_a_group(name: str, groups: int) -> None:
-    artifact = fitted(built(name), EditRequest("a banana"))
+    artifact = fitted(built(name), Uce("a banana"))
     found = cast(dict[str, list[str]], artifact.meta.settings["groups"])
     assert [len(names) for names in found.values()] == [2] * groups
     assert all(bool(delta.any()) for delta in deltas(artifact).values())
 
 
-def test_kept_prompts_are_all_that_are_not_the_concept() -> None:
-    kept = kept_prompts(CONCEPT)
+def test_kept_phrases_are_all_that_are_not_the_concept() -> None:
+    kept = kept_phrases(CONCEPT)
     assert kept[0] == "" and {"a banana", "a red table", "a tree"} <= {*kept}
     assert len({*kept}) == len(kept) and not {*kept} & {*CONCEPT.phrases.train}
 
@@ -134,13 +139,13 @@ def test_a_model_that_cannot_be_overlaid_is_refused() -> None:
     family = tiny.built("emoji")
     family.denoiser.fuse_qkv_projections()
     with pytest.raises(ModelError, match="model 'tiny': .*fused projections"):
-        fitted(family, EditRequest())
+        fitted(family, Uce())
 
 
 def test_an_edit_to_the_concept_itself_is_refused() -> None:
     own = CONCEPT.model_copy(
         update={"phrases": CONCEPT.phrases.model_copy(update={"train": ("a knife",)})}
     )
-    image_model = ImageModel(built("emoji"), name="tiny", architecture="Tiny")
+    model = model_of(built("emoji"))
     with pytest.raises(DataError, match="are the same: give another --instead than 'a knife'"):
-        fit_uce(image_model, own, None, RATES, EditRequest("a knife"), silent)
+        fit_closed_form(model, own, None, RATES, Uce("a knife"), OverlayRequest(), silent)

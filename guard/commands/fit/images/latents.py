@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from guard.commands.fit.image_output import finish
+from guard.commands.fit.images.output import finish
 from guard.commands.fit.options import (
     AsJson,
     Bf16,

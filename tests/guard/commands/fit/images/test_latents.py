@@ -18,7 +18,7 @@ from guard.plans.images import ImagePlans
 from steering.engines.diffusion.families import Family
 from steering.fingerprint import fingerprint
 from tests.guard.commands.fit import concept_fits
-from tests.guard.commands.fit.concept_fits import CONCEPT
+from tests.guard.commands.fit.images.concept_fits import CONCEPT
 
 OPTIONS = ("--count", "50", "--folds", "2", "--steps", "1", "--guidance", "1")
 RATES = ("--fpr", "0.5", "--near-fpr", "0.5")
