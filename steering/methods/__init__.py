@@ -106,6 +106,8 @@ class Method:
 
 _MATHS = "steering.methods"
 _LAYER = Range(0, 9999, whole=True)
+MOST_NOISE = 1e6
+"""The highest noise level that a setting may name, noise over signal."""
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -226,6 +228,21 @@ METHODS: dict[str, Method] = {
             gradient="exact",
             ranges={
                 "bias": SCORE,
+            },
+        ),
+        Method(
+            "contrastive",
+            seam="guidance",
+            stack=f"{_MATHS}.contrastive:stack",
+            action="steer",
+            bound_to="encoders",
+            decides="before",
+            gradient="exact",
+            ranges={
+                "bias": SCORE,
+                "weight": Range(0.0, 100.0, above=True),
+                "sigma_low": Range(0.0, MOST_NOISE),
+                "sigma_high": Range(0.0, MOST_NOISE),
             },
         ),
         Method(

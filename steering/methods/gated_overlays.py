@@ -1,7 +1,7 @@
 """Guards that are overlays of the denoiser, each with a gate on the prompt or with none.
 
-Whoever makes the overlays (closed forms, `guard/fitting/images/closed_form/`; checkpoints and
-losses, `guard/fitting/overlays/`), they are served alike: published erasers edit a model
+Whoever makes the overlays (closed forms, `guard/fitting/images/closed_form/`; checkpoints and files
+of adapters, `guard/fitting/overlays/`), they are served alike: published erasers edit a model
 permanently, and a guard without a gate acts on every row that carries it. Where a guard has a gate,
 a linear score of the prompt (`prompt_score.py`) decides which requests use the edited model; at the
 others the overlay's strength is exactly zero.
@@ -41,8 +41,8 @@ class GatedOverlays:
 
 
 def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> GatedOverlays:
-    """From artifacts with tensors `reads.GROUP [rank, in]`, of convolutions `[rank, in, height,
-    width]`, and `writes.LAYER [rank, out]`.
+    """From artifacts with tensors `reads.GROUP [rank, in]`, of convolutions
+    `[rank, in, height, width]`, and `writes.LAYER [rank, out]`.
 
     Raises ValueError naming a fault.
     """

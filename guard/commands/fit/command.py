@@ -7,7 +7,7 @@ import typer
 from guard.commands.fit.image_screen import image_screen
 from guard.commands.fit.images.cgce import cgce
 from guard.commands.fit.images.closed_form import realera, rece, trce, uce
-from guard.commands.fit.images.guidance import negative_prompt, safe_guidance
+from guard.commands.fit.images.guidance import contrastive, negative_prompt, safe_guidance
 from guard.commands.fit.images.irece import irece
 from guard.commands.fit.images.latents import latents
 from guard.commands.fit.images.training_free import nearest, safree
@@ -54,6 +54,7 @@ for _name, _fit in (
     ("nearest", nearest),
     ("safe-guidance", safe_guidance),
     ("negative-prompt", negative_prompt),
+    ("contrastive", contrastive),
     ("uce", uce),
     ("rece", rece),
     ("trce", trce),

@@ -21,7 +21,7 @@ from guard.evaluation.m_erasure.guarded_loss import (
     over_limits,
 )
 from guard.plans.images import ImagePlan, ImagePlans
-from steering.engines.diffusion.denoising import Denoising
+from steering.engines.diffusion.denoising import Denoising, Layout
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.forwards import ROWS
 from steering.engines.diffusion.prompts import PromptGuarding
@@ -130,7 +130,7 @@ class GuardedSampling:
         denoising.reset()
         for row, (guards, seed) in enumerate(zip(acting_guards, seeds, strict=True)):
             guiding = [guard for guard in guards if guard.name in denoising.guidance]
-            denoising.guidance.add(row, guiding)
+            denoising.guidance.add(row, guiding, self._trajectory.schedule.sigma)
             denoising.latents.add(row, self._writers, self._trajectory, seed)
         for stack in self._latent_guards:
             stack.excess.clear()
@@ -142,17 +142,19 @@ class GuardedSampling:
             [guard for guard in guards if guard.name in denoising.overlays]
             for guards in acting_guards
         ]
-        layout = denoising.layout(
-            concatenated(texts),
-            negative,
-            [self._scale if guided else 1.0] * rows,
-            [self._trajectory] * rows,
-            overlaying,
-        )
+        text = concatenated(texts)
+
+        def arranged() -> Layout:
+            scales = [self._scale if guided else 1.0] * rows
+            return denoising.layout(text, negative, scales, [self._trajectory] * rows, overlaying)
+
+        layout = arranged()
         sample = family.packed(noise) * self._trajectory.schedule.initial
         carry = torch.zeros_like(sample)
         for count in range(self._trajectory.evaluations):
             done = torch.full((rows,), count, device=noise.device)
+            if denoising.guidance.advance([count] * rows):
+                layout = arranged()
             sample, carry = denoising.step(layout, sample, carry, done, [count] * rows)
         latents = family.unpacked(sample)
         return Sampled(latents, self._excess(latents))

@@ -24,6 +24,7 @@ from guard.fitting.prompts.rates import Calibrated, PromptRates, by_kind, calibr
 from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning
 from steering.methods import METHODS
+from steering.methods.contrastive import Contrast
 from steering.methods.fitted import FittedGuard
 from steering.methods.prompt_score import discriminant
 from steering.methods.safe_guidance import PRESETS
@@ -157,6 +158,43 @@ def fit_guide(
         settings |= asdict(PRESETS[preset]) | {"preset": preset}
     model = image_model.fitted_model()
     return perhaps_gated(method, "guidance", model, concept, encoded, rates, tensors, settings)
+
+
+def fit_contrastive(
+    image_model: ImageModel,
+    concept: Concept,
+    encoded: EncodedConcept | None,
+    rates: PromptRates,
+    *,
+    phrase: str,
+    counterpart: str,
+    contrast: Contrast,
+    preset: str,
+) -> Artifact:
+    """Contrastive guidance from `phrase`, to `counterpart` where the contrast is `paired`; it has a
+    gate with `encoded`."""
+    text = image_model.encode([phrase, counterpart])
+    tensors: Tensors = {}
+    for row, (states, mask) in enumerate(
+        (("concept", "mask"), ("counterpart", "counterpart_mask"))[: 1 + contrast.paired]
+    ):
+        tensors |= _named(states, {name: rows[row].float() for name, rows in text.states.items()})
+        tensors |= _named(mask, {name: rows[row].float() for name, rows in text.masks.items()})
+    settings: dict[str, Any] = {
+        "streams": list(text.states),
+        "strength": 1.0,
+        "phrase": phrase,
+        "counterpart": counterpart if contrast.paired else None,
+        "preset": preset,
+        "weight": contrast.weight,
+        "sigma_low": contrast.low,
+        "sigma_high": contrast.high,
+        "paired": contrast.paired,
+    }
+    model = image_model.fitted_model()
+    return perhaps_gated(
+        "contrastive", "guidance", model, concept, encoded, rates, tensors, settings
+    )
 
 
 def perhaps_gated(

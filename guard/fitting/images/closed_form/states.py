@@ -8,7 +8,7 @@ each step of a short trajectory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -62,8 +62,12 @@ class PromptStates:
     ) -> Iterator[tuple[int, Mapping[str, ReplacedTokens]]]:
         """The tokens of `prompts` with their counterparts in `steads`, by group, in batches; the
         number of prompts that each batch completes comes first."""
-        recordings = zip(self._recordings(prompts), self._recordings(steads), strict=True)
-        for recording, other in recordings:
+        known = list(dict.fromkeys(steads))
+        others = self._gathered(known)
+        rows = torch.tensor([known.index(stead) for stead in steads])
+        first = 0
+        for recording in self._recordings(prompts):
+            other = others[recording.evaluation].select(rows[first : first + recording.rows])
             real = torch.cat(recording.masks, 1)
             positions = _positions(recording, other)
             ends = torch.cat([_ends(mask) for mask in recording.masks], 1)[real]
@@ -74,7 +78,9 @@ class PromptStates:
                     stead, 1, positions[..., None].expand(*positions.shape, stead.shape[-1])
                 )
                 by_group[group] = ReplacedTokens(states[real].double(), ends, chosen[real].double())
-            yield self._completed(recording), by_group
+            completed = recording.evaluation == self._evaluations - 1
+            first += recording.rows if completed else 0
+            yield recording.rows if completed else 0, by_group
 
     def tokens(self, prompts: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Tokens]]]:
         """The tokens of `prompts` by group, in batches as those of `replaced`."""
@@ -85,10 +91,17 @@ class PromptStates:
                 group: Tokens(recording.states[names[0]][real].double(), ends)
                 for group, names in self.groups.items()
             }
-            yield self._completed(recording), by_group
+            completed = recording.evaluation == self._evaluations - 1
+            yield recording.rows if completed else 0, by_group
 
-    def _completed(self, recording: TextStates) -> int:
-        return 0 if recording.evaluation else len(recording.masks[0])
+    def _gathered(self, prompts: Sequence[str]) -> list[TextStates]:
+        """The recordings of all `prompts`, by evaluation, of one layer a group."""
+        parts = list(self._recordings(prompts))
+        layers = [names[0] for names in self.groups.values()]
+        return [
+            _joined([part for part in parts if part.evaluation == evaluation], layers)
+            for evaluation in range(self._evaluations)
+        ]
 
     def _recordings(self, prompts: Sequence[str]) -> Iterator[TextStates]:
         return self._image_model.text_states(prompts, steps=STEPS, evaluations=self._evaluations)
@@ -124,6 +137,14 @@ def _positions(recording: TextStates, instead: TextStates) -> Tensor:
             for mask, other, first in zip(recording.masks, instead.masks, before, strict=False)
         ],
         1,
+    )
+
+
+def _joined(parts: Sequence[TextStates], layers: Sequence[str]) -> TextStates:
+    return replace(
+        parts[0],
+        states={name: torch.cat([part.states[name] for part in parts]) for name in layers},
+        masks=tuple(map(torch.cat, zip(*(part.masks for part in parts), strict=True))),
     )
 
 
