@@ -1,9 +1,10 @@
 """Guards that are overlays of the denoiser, each with a gate on the prompt or with none.
 
 Whoever makes the overlays (closed forms, `guard/fitting/images/closed_form/`; checkpoints and files
-of adapters, `guard/fitting/overlays/`), they are served alike: published erasers edit a model permanently, and a guard without a gate acts on every row
-that carries it. Where a guard has a gate, a linear score of the prompt (`prompt_score.py`) decides
-which requests use the edited model; at the others the overlay's strength is exactly zero.
+of adapters, `guard/fitting/overlays/`), they are served alike: published erasers edit a model
+permanently, and a guard without a gate acts on every row that carries it. Where a guard has a gate,
+a linear score of the prompt (`prompt_score.py`) decides which requests use the edited model; at the
+others the overlay's strength is exactly zero.
 """
 
 from __future__ import annotations
