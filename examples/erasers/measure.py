@@ -153,9 +153,9 @@ def imported(
     what = import_overlay(
         chat, request, gate, prompts, concept="character/harry-potter", progress=progress
     )
-    shares = what.artifact.meta.settings.get("shares", {})
+    shares = what.meta.settings.get("shares", {})
     print(f"{source.name}: keeps {min(shares.values(), default=1.0):.3f} at least", flush=True)
-    return what.artifact
+    return what
 
 
 def main() -> None:
@@ -196,7 +196,7 @@ def main() -> None:
                 guard = Artifact.load(path)
             else:
                 whole = (path / "model.safetensors").exists()
-                how = {"rank": arguments.rank if whole else None, "accept_loss": True}
+                how = {"rank": arguments.rank if whole else None, "least_share": 0.0}
                 how["rereads"] = not arguments.as_read
                 guard = imported(chat, path, gate, arguments.prompts, progress, **how)
             settings = guard.meta.settings

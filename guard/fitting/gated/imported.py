@@ -27,21 +27,14 @@ OUTSIDE = "outside of the decoder layers"
 @dataclass(frozen=True)
 class LanguageImport:
     """What is imported: `source` is a file or a folder, `rank` the largest one to cut to (None: see
-    `RANK`). `rereads`: the prompt of a request on which the guard fires is read again under the
-    overlay (`steering.hidden.overlays.LinearOverlay`)."""
+    `RANK`), `least_share` what each layer must keep of its change's energy. `rereads`: the prompt
+    of a request on which the guard fires is read again under the overlay
+    (`steering.hidden.overlays.LinearOverlay`)."""
 
     source: Path
     rank: int | None = None
-    accept_loss: bool = False
+    least_share: float = 0.9
     rereads: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Imported:
-    """The guard, and by kind the names of the weights that it leaves out."""
-
-    artifact: Artifact
-    dropped: Mapping[str, Sequence[str]]
 
 
 def import_overlay(
@@ -53,12 +46,12 @@ def import_overlay(
     concept: str,
     description: str = "",
     progress: Stages,
-) -> Imported:
+) -> Artifact:
     """A guard that does what a checkpoint does, on the requests on which its gate fires. Changes of
     whole weights are cut in the metric of their layers' inputs on `prompts`.
 
-    Raises DataError for a checkpoint that cannot be imported, and one of which too little would be
-    kept.
+    Raises DataError for a checkpoint that cannot be imported, one of which too little would be
+    kept, and one that has to be cut without prompts.
     """
     base = Base({"": chat.model})
     difference = read_difference(request.source, base, None)
@@ -72,17 +65,23 @@ def import_overlay(
         )
     # factors that are taken as they are need no more than that their layers run
     exact = request.rank is None and all(each.write is not None for each in changes.values())
-    recorded = _recorded(chat, base, changes, prompts[:1] if exact else prompts, progress)
+    asked = [chat.prompt(concept)] if exact else prompts
+    if not asked:
+        raise DataError(
+            f"{request.source}: what it changes has to be cut to a rank, on prompts that the model "
+            "is asked: give --forget and --retain"
+        )
+    recorded = _recorded(chat, base, changes, asked, progress)
     factors = factors_of(changes, recorded, request.rank, RANK)
-    factors.require_kept(accept_loss=request.accept_loss)
+    factors.require_kept(request.least_share)
     settings = {
         "rereads": request.rereads,
         "source": request.source.name,
         "layout": difference.layout,
-        "dropped": {kind: len(names) for kind, names in dropped.items()},
+        "dropped": {kind: list(names) for kind, names in dropped.items()},
         **factors.settings(),
     }
-    artifact = gated_artifact(
+    return gated_artifact(
         "language-overlay",
         chat,
         gate,
@@ -92,7 +91,6 @@ def import_overlay(
         concept=concept,
         description=description,
     )
-    return Imported(artifact, dropped)
 
 
 def _recorded(
