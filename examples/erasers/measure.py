@@ -24,6 +24,7 @@ from guard.evaluation.fluency import loops
 from guard.evaluation.shares import Share
 from guard.fitting.gated.imported import LanguageImport, import_overlay
 from guard.fitting.gated.prompt_gate import PromptGate
+from guard.fitting.steering.gate_search import collect_states
 from guard.models.chat import TransformersChat
 from guard.reporting.progress import Stages, stages
 from steering.hidden.bank import HiddenBank
@@ -66,19 +67,18 @@ class Measurement:
         return {prompt: reply.text for prompt, reply in zip(prompts, replies, strict=True)}
 
     def fired(self, guard: Artifact) -> set[str]:
-        """The test prompts on which it fires."""
-        rows = [row.prompt for row in (*self.forget, *self.far, *self.near)]
-        settings = FittedGuard("g", guard.tensors, guard.meta.settings)
-        watch = RowGuard("g", settings.number("threshold"), 1.0, acts=False)
-        replies = self.chat.answer(
-            rows,
-            max_tokens=1,
-            what="gate",
-            progress=self.progress,
-            bank=_bank(guard),
-            guards=[watch],
-        )
-        return {prompt for prompt, reply in zip(rows, replies, strict=True) if reply.fired}
+        """The test prompts on which it fires, by the states up to the layer where it decides."""
+        fitted = FittedGuard("g", guard.tensors, guard.meta.settings)
+        texts = [row.prompt for row in (*self.forget, *self.far, *self.near)]
+        prompts = [self.chat.prompt(text) for text in texts]
+        layers = fitted.layers("sense_layers")
+        states = collect_states(self.chat, prompts, sorted(layers), "gate", self.progress)
+        places = [sorted(layers).index(layer) for layer in layers]
+        tokens = states.score(places, fitted.array("gates", 2))
+        tokens = tokens + (fitted.optional_number("bias") or 0.0)
+        scores = states.pooled(tokens, int(fitted.number("pool"))).tolist()
+        threshold = fitted.number("threshold")
+        return {text for text, score in zip(texts, scores, strict=True) if score > threshold}
 
     def figures(
         self, guard: Artifact, fired: set[str], *, published: bool
