@@ -90,10 +90,12 @@ class Measurement:
         asked = [*dict.fromkeys([*known, *hit, *(sampled if published else ())])]
         if not published:
             asked = [prompt for prompt in asked if prompt in fired]
-        missing = [p for p in dict.fromkeys([*asked, *sampled]) if p not in self.bare]
+        silent = [prompt for prompt in known if prompt not in fired]
+        needed = dict.fromkeys([*silent, *hit, *(sampled if published else ())])
+        missing = [prompt for prompt in needed if prompt not in self.bare]
         self.bare |= self.answers(missing, "bare answers")
         guarded = self.answers(asked, "guarded answers", guard)
-        of_gate = {p: guarded[p] if p in fired else self.bare.get(p, "") for p in known}
+        of_gate = {p: guarded[p] if p in fired else self.bare[p] for p in known}
         result = {"gated": self._row(of_gate, guarded, fired, self.far, self.near)}
         if published:
             everywhere = {p: guarded[p] for p in known}
@@ -205,6 +207,7 @@ def main() -> None:
             )
             if of_gate not in kept["fired"]:
                 kept["fired"][of_gate] = sorted(run.fired(guard))
+                out.write_text(json.dumps(kept, indent=1))
             fired = {*kept["fired"][of_gate]}
             began = time.process_time()
             published = path.suffix != ".safetensors" and not arguments.as_read

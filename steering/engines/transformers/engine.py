@@ -32,7 +32,7 @@ from steering.engines.transformers.vision.images import ForwardImages, ImageEnco
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.seam import HiddenSeam
-from steering.hidden.table import Table
+from steering.hidden.table import EarlierTurns, Table
 from steering.prompt import Prompt
 
 
@@ -151,8 +151,9 @@ class TransformersEngine:
         for offset, start in enumerate(starts):
             self._add_row(first + offset, start)
         rows, images = np.arange(first, first + len(starts)), padded.images()
-        sensed = padded.sensed([prompt.turn for prompt in prompts])
-        self._table.begin(rows, sensed, image=None if images is None else images.places)
+        sensed, earlier = padded.sensed([prompt.turn for prompt in prompts])
+        places = None if images is None else images.places
+        self._table.begin(rows, sensed, image=places, earlier=earlier)
         cache = PromptCache(self._layers, padded.width)
         logits = self._forward(rows, *padded.inputs, cache=cache, images=images)
         logits = self._read_again(rows, padded, cache, logits)
@@ -207,7 +208,9 @@ class TransformersEngine:
         sensed = torch.ones(1, last - first, dtype=torch.bool, device=self._device)
         # as `without_sink`, for a prompt of which this may be a part
         sensed[0, 0] = first > 0 or len(prompt) == 1
-        sensed &= index >= prompt.turn
+        before = index < prompt.turn
+        in_part = first <= prompt.turn < last
+        earlier = EarlierTurns(sensed & before, in_part) if prompt.turn else None
         ends = last == len(prompt)
         images = ForwardImages.of(
             [self._reading.images], last, offsets=[0], first=first, device=self._device
@@ -217,7 +220,8 @@ class TransformersEngine:
         if again:
             self._table.begin_again(rows, ends=ends)
         else:
-            self._table.begin(rows, sensed, ends=ends, image=places)
+            counted = sensed & ~before
+            self._table.begin(rows, counted, ends=ends, image=places, earlier=earlier)
         visible = keys[:, None, :] <= index[:, :, None]
         ids = torch.tensor([prompt.tokens[first:last]], device=self._device)
         logits = self._forward(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steering.engines.transformers.forwards import prompt_positions
 from steering.engines.transformers.vision.images import ForwardImages, PromptImages
-from steering.hidden.table import without_sink
+from steering.hidden.table import EarlierTurns, without_sink
 from steering.prompt import Prompt
 
 
@@ -65,10 +65,13 @@ class PaddedPrompts:
         """The number of columns of the longest prompt."""
         return self.keys.shape[1]
 
-    def sensed(self, turns: Sequence[int]) -> Tensor:
-        """The tokens that guards decide on, `[rows, tokens]`: from the token `turns[i]` on."""
-        turn = torch.tensor(turns, device=self.index.device)[:, None]
-        return without_sink(self.index >= 0) & (self.index >= turn)
+    def sensed(self, turns: Sequence[int]) -> tuple[Tensor, EarlierTurns | None]:
+        """The tokens that guards decide on, `[rows, tokens]`: those of the last turns, of which
+        row i's begins at the token `turns[i]`; and those of earlier turns."""
+        before = self.index < torch.tensor(turns, device=self.index.device)[:, None]
+        real = without_sink(self.index >= 0)
+        earlier = EarlierTurns(real & before, end=True) if any(turns) else None
+        return real & ~before, earlier
 
     def part(self, places: Sequence[int], first: int) -> PaddedPrompts:
         """The rows at `places`, from the column `first` on."""
