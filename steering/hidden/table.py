@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import starmap
+from math import isnan
 from typing import NamedTuple
 
 import numpy as np
@@ -157,7 +158,7 @@ class Table(GuardedRows):
             place: [
                 (name, strength)
                 for name, strength in zip(self._guards[numbers[place]], row, strict=False)
-                if name in overlays and strength == strength  # NaN: does not act
+                if name in overlays and not isnan(strength)
             ]
             for place, row in zip(carried, strengths, strict=True)
         }

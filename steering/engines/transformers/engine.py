@@ -97,7 +97,7 @@ class TransformersEngine:
 
     def use(self, bank: HiddenBank) -> None:
         """Run with the guards of `bank` from now on. Drops all live rows."""
-        self._overlays.use(bank)
+        self._overlays.use(self._overlays.seam_for(bank))
         self._bank = bank
         self._seam.install(bank.layers)
         self.reset()
@@ -106,10 +106,11 @@ class TransformersEngine:
         """Go on with the guards of `bank` in the next forward.
 
         Live rows, and the prompt that is being read, keep their guards and the state of these.
-        Raises ValueError where the bank lacks one of them.
+        Raises ValueError where the bank lacks one of them, or an overlay does not fit the model.
         """
+        overlays = self._overlays.seam_for(bank)
         self._table.rebank(bank)
-        self._overlays.use(bank)
+        self._overlays.use(overlays)
         self._bank = bank
         self._seam.install(bank.layers)
 

@@ -20,13 +20,16 @@ class RowOverlays:
 
     def __init__(self, model: Any, adapters: AdapterSeam | None) -> None:
         self._model, self._adapters = model, adapters
-        self._overlays = OverlaySeam(model, {})
+        self.use(OverlaySeam(model, {}))
         self.clear(0)
 
-    def use(self, bank: HiddenBank) -> None:
-        """Know the overlays of `bank` from now on. Raises ValueError where one does not fit."""
-        if bank.overlays or self._overlays.names:
-            self._overlays = OverlaySeam(self._model, bank.overlays)
+    def seam_for(self, bank: HiddenBank) -> OverlaySeam:
+        """The overlays of `bank` on the model. Raises ValueError where one does not fit."""
+        return OverlaySeam(self._model, bank.overlays)
+
+    def use(self, overlays: OverlaySeam) -> None:
+        """Know these overlays of guards from now on."""
+        self._overlays = overlays
 
     def clear(self, rows: int) -> None:
         """Let no row carry anything."""
@@ -44,8 +47,8 @@ class RowOverlays:
 
     def move(self, source: int, target: int) -> None:
         """Let the request on row `source` live on row `target` from now on."""
-        for state in (self._adapter, self._fired):
-            state[target] = state[source]  # type: ignore[index]
+        self._adapter[target] = self._adapter[source]
+        self._fired[target] = self._fired[source]
 
     def decide(self, table: Table, rows: NDArray[np.int64]) -> tuple[list[int], list[int]]:
         """Once the prompts of `rows` are read: take up the overlays of guards that have fired.

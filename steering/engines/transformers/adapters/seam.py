@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,6 @@ class OverlaySeam:
             raise ValueError(
                 "an overlay changes layers that do not see a batch by rows (experts, routers)"
             )
-
-    @property
-    def names(self) -> Collection[str]:
-        """The guards that have one."""
-        return self._overlays.keys()
 
     def rereads(self, carried: Sequence[Carried]) -> bool:
         """Whether a row under these overlays has its whole prompt read again."""

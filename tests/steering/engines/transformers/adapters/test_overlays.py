@@ -15,6 +15,7 @@ from steering.engines.transformers.adapters.products import Carried, LowRankProd
 from steering.engines.transformers.adapters.seam import AdapterSeam
 from steering.engines.transformers.adapters.settings import LoraSettings
 from steering.engines.transformers.adapters.weights import decoder_linears, read_adapter
+from steering.engines.transformers.continuations import Continued, continuation_losses
 from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.sampling import RowSampling
@@ -213,6 +214,29 @@ def test_a_bank_is_replaced_while_rows_run(model: Any, folders: Mapping[str, Pat
     engine.rebank(bank(model, dict(reversed(folders.items()))))
     answer = [first[0].token, *(engine.decode()[0].token for _ in range(5))]
     assert answer == generated(merged(model, folders["two"]), PROMPTS[1], 6)
+
+
+def test_likelihoods_of_given_answers_refuse_an_overlay(
+    model: Any, folders: Mapping[str, Path]
+) -> None:
+    item = Continued(Prompt(tuple(PROMPTS[0])), [[5, 6]])
+    with pytest.raises(ValueError, match="one overlays linear layers"):
+        continuation_losses(
+            model, [item], end_tokens={2}, bank=bank(model, folders), guards=[fires("one")]
+        )
+
+
+def test_a_bank_that_does_not_fit_changes_nothing(model: Any, folders: Mapping[str, Path]) -> None:
+    engine = TransformersEngine(model, bank(model, folders), capacity=2)
+    engine.prefill([carrying(PROMPTS[1], fires("two"))])
+    wrong = LinearOverlay(
+        {"model.layers.9.mlp.up_proj": LowRank(torch.ones(1, 32), torch.ones(64, 1))}
+    )
+    guard = LanguageOverlay("two", (1,), torch.ones(1, WIDTH), 1, wrong)
+    with pytest.raises(ValueError, match="no linear layer"):
+        engine.rebank(HiddenBank([LanguageOverlays([guard])]))
+    answer = [engine.decode()[0].token for _ in range(5)]
+    assert answer == generated(merged(model, folders["two"]), PROMPTS[1], 6)[1:]
 
 
 def looped(
