@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from guard.data.concept import Concept
 from guard.fitting.images.text_encoders.blocks import Block
 from guard.fitting.images.text_encoders.fit import Lesson, Loss
 
@@ -66,6 +67,12 @@ class Hirm:
         direction = torch.rand(bare.shape[1:], generator=generator).to(bare.device)
         direction = direction / direction.norm() * len(direction) ** 0.5
         return self.size * bare.float().norm(dim=-1).mean() * direction
+
+
+def category_of(concept: Concept) -> str:
+    """The kind in a concept's name as a phrase: "an object", "a style"."""
+    kind = concept.name.partition("/")[0].replace("-", " ")
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 @contextmanager
