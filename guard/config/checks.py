@@ -18,7 +18,8 @@ from guard.config.adapter_checks import adapter_problems, adapters_of
 from guard.config.artifact_paths import artifact_path
 from guard.config.kinds import KINDS, Kind, kind_of
 from guard.config.language_checks import language_problems, unsupported
-from guard.config.screen_checks import screen_problems, unreadable
+from guard.config.pattern_checks import pattern_problems
+from guard.config.screen_checks import screen_problems
 from guard.config.setting_checks import setting_problems
 from guard.config.toml_lines import KeyPath
 from guard.data.faults import suggestion
@@ -36,6 +37,8 @@ _PATTERNS = {
     "mcp": 'should be a path such as "/mcp/files", of letters, digits and . _ -',
     "health": 'should be a path, such as "/health"',
     "key_env": "should be the name of an environment variable, never the key itself",
+    "entities": 'should be a name in capitals, such as "PERSON", of at most 32 characters',
+    "language": 'should be a code of two or three small letters, such as "en"',
     "hash": 'should be "sha256:" and the 64 hex digits of the key\'s SHA-256, never the key itself',
     "": "should be a name of letters, digits and . _ : / -, at most 128 long",
 }
@@ -133,9 +136,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
             if kind in SCREENS and "strength" in guard:
                 yield ("guards", index, "strength"), "is not for screens: leave it out"
     for index, entry in lists:
-        source = entry.get("source")
-        if isinstance(source, str) and (reason := unreadable(source, folder)):
-            yield ("patterns", index, "source"), reason
+        yield from pattern_problems(index, entry, folder)
     # no model is behind a server of MCP
     names = [
         entry["name"]

@@ -28,6 +28,7 @@ from guard.plans.base import (
 )
 from guard.verdict import Done, GuardVerdict
 from steering.engines.transformers.layers import decoder_layers
+from steering.engines.transformers.rewinding import Rewinds
 from steering.fingerprint import fingerprint, quantisation_of
 from steering.hidden.bank import HiddenBank, HiddenGuards
 from steering.hidden.rows import Reading
@@ -45,12 +46,12 @@ SAID_LATER = "I can't say anything about that."
 class LanguagePlan(Plan[Reading]):
     """A policy for one language model.
 
-    With `rewinds`, an answer in which a guard fires goes back to the end of its last sentence.
+    `rewinds`: which answers in which a guard fires go back to the end of their last sentence.
     `message` is what is said in place of an answer, or of the rest of one. `by_turn`: guards decide
     on the last turn of the user and on what follows it.
     """
 
-    rewinds: bool = False
+    rewinds: Rewinds = "never"
     message: str = SAID_LATER
     by_turn: bool = False
 
@@ -79,7 +80,8 @@ class LanguagePlan(Plan[Reading]):
         """The plan for `where`, which does not run the batching engine: broken where it asks for
         what that alone does."""
         scope = "turn" if self.by_turn else "conversation"
-        words = of_transformers(self.action, self.actions, rewind=self.rewinds, scope=scope)
+        rewind = self.rewinds == "always"
+        words = of_transformers(self.action, self.actions, rewind=rewind, scope=scope)
         if words is None or not self.guards:
             return self
         return self.failed(
@@ -209,9 +211,18 @@ def _plan(
     selection: GuardSelection[tuple[LoadedGuard, MethodGuard]],
 ) -> LanguagePlan:
     plan = resolve(LanguagePlan, name, policy, loaded, selection)
-    message = policy.message or SAID_LATER
-    by_turn = policy.scope == "turn"
-    return replace(plan, rewinds=policy.rewind, message=message, by_turn=by_turn)
+    return replace(
+        plan,
+        rewinds=_rewinds(plan, policy),
+        message=policy.message or SAID_LATER,
+        by_turn=policy.scope == "turn",
+    )
+
+
+def _rewinds(plan: LanguagePlan, policy: PolicyConfig) -> Rewinds:
+    if policy.rewind is False or not any(row.acts for row in plan.rows()):
+        return "never"
+    return "always" if policy.rewind else "steered"
 
 
 def _named(config: Config, name: str) -> str:

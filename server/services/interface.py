@@ -64,6 +64,7 @@ class TextRowRequest:
     `record_id` is the id under which the recorder holds the row's verdict until text screens have
     read its answer; "" where none do. `shown`: special tokens, by id, that are text in the answer.
     `adapter` names the LoRA adapter that the row runs with, `caller` is whose turn its work takes.
+    `streamed`: the client reads the answer as it comes.
     """
 
     request_id: str
@@ -75,6 +76,7 @@ class TextRowRequest:
     shown: Mapping[int, str] = field(default_factory=dict)
     adapter: str | None = None
     caller: str = ""
+    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -294,6 +296,9 @@ class RowEvents(Protocol):
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> Event: ...
+
+    def end(self) -> None:
+        """No more of the answer is wanted: `FinishedText` follows soon, as behind a stop string."""
 
     async def aclose(self) -> None:
         """Cancel the row, unless it has ended."""

@@ -164,7 +164,9 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         text = TokenText(self._encoder.tokenizer, request.sampling.stop, request.shown)
         held = None
         if request.sampling.constraint is None:  # half a form is none
-            held = HeldAnswer.under(plan, self._sentences, request.prompt)
+            held = HeldAnswer.under(
+                plan, self._sentences, request.prompt, streamed=request.streamed
+            )
         return TextRow(
             request,
             plan,

@@ -31,6 +31,8 @@ class Placement:
     `act_layers` at the token where it fires and at the next ones, `steps` tokens in all. Where the
     row rechecks, a topical token starts that again once `rest` tokens have passed (None: `steps`).
     `tokens` are those that count; the others score 0, as do tokens that a row does not have.
+    Where a row decides on its last turn, and the turns before it are over the threshold, the last
+    one is compared with the share `follow_up` of it: it may go on with them, and name nothing.
 
     Raises ValueError for an impossible placement.
     """
@@ -41,6 +43,7 @@ class Placement:
     pool: int = 1
     rest: int | None = None
     tokens: Tokens = "all"
+    follow_up: float = 1.0
 
     def __post_init__(self) -> None:
         for layers in (self.sense_layers, self.act_layers):
@@ -54,6 +57,8 @@ class Placement:
             raise ValueError("rest must be at least 1")
         if self.pool < 1:
             raise ValueError("pool must be at least 1")
+        if not 0 < self.follow_up <= 1:
+            raise ValueError(f"follow_up must be over 0 and at most 1, not {self.follow_up}")
         if self.tokens not in TOKENS:
             raise ValueError(f"tokens must be one of {', '.join(TOKENS)}, not {self.tokens!r}")
 

@@ -114,7 +114,7 @@ class GuardedRows:
         rest = placement.steps if placement.rest is None else placement.rest
         tokens = TOKENS.index(placement.tokens)
         placed = (placement.steps, rest, placement.decides, placement.pool, tokens)
-        return (*own, recheck, guard.strength, *placed)
+        return (*own, recheck, guard.strength, *placed, placement.follow_up)
 
     def restart(self, row: int) -> None:
         """Reset the statistics and decisions of the guards of `row`."""

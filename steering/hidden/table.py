@@ -42,6 +42,14 @@ def require_tokens(hidden: Tensor, shape: Sequence[int]) -> None:
         )
 
 
+class EarlierTurns(NamedTuple):
+    """The tokens `[rows, tokens]` of a forward that stand before the last turns of its rows;
+    `end`: those turns begin in this forward."""
+
+    tokens: Tensor
+    end: bool
+
+
 class RowFlags(NamedTuple):
     """`fired`, `invalid`: a guard of the row has fired, has met NaN, in this forward or before;
     `steered`: one that acts has fired. `started`: one that acts has begun to, or begun anew, at the
@@ -134,16 +142,18 @@ class Table(GuardedRows):
         *,
         ends: bool = True,
         image: Tensor | None = None,
+        earlier: EarlierTurns | None = None,
     ) -> None:
         """Start a forward over `rows`.
 
-        `mask [rows, tokens]` marks the tokens of a prompt to sense; None means that each row
-        processes the token it has just generated. `image [rows, tokens]` marks the placeholder
-        tokens of images, None where there is none. `ends` False says that the rest of the prompt
-        follows in later forwards: no guard decides or acts before.
+        `mask [rows, tokens]` marks the tokens of a prompt to decide on; None means that each row
+        processes the token it has just generated. `earlier` are those that only lower thresholds.
+        `image [rows, tokens]` marks the placeholder tokens of images, None where there is none.
+        `ends` False says that the rest of the prompt follows in later forwards: no guard decides or
+        acts before.
         """
         self._rows, self._host_rows, self._mask = self._on_device(rows), rows, mask
-        self._image = image
+        self._image, self._earlier = image, earlier
         self._prompt, self._ends = mask is not None, ends
         self._fresh: Tensor | None = None
         if not self._prompt and self._again[rows].any():
@@ -201,17 +211,34 @@ class Table(GuardedRows):
 
     def _decide(self, scores: Tensor, layer: int) -> None:
         rows, slots = self._rows, self._slots
-        limit = slots.threshold[rows] if self._prompt else slots.recheck[rows]
         scores = self._counted(rows, scores, self._image)
         if self._mask is not None and self.bank.selective:
             last = torch.zeros_like(self._mask)
             last[:, -1] = self._ends
             scores = self._only_last(rows, scores, last)
         deciding = self._deciding(rows, layer)
+        if self._earlier is not None:
+            self._read_earlier(self._earlier, scores, deciding)
+        limit = slots.threshold[rows] if self._prompt else slots.recheck[rows]
         real = self._mask if self._prompt else self._fresh
         self._inspect(rows, scores, limit, real, deciding, fires=self._ends)
         if self._ends:
             self._schedule()
+
+    def _read_earlier(self, earlier: EarlierTurns, scores: Tensor, deciding: Tensor | None) -> None:
+        """Let the statistics, which are of earlier turns alone, lower the thresholds of guards
+        that they are over, and begin anew with the last turn."""
+        rows, slots = self._rows, self._slots
+        threshold = slots.threshold[rows]
+        self._inspect(rows, scores, threshold, earlier.tokens, deciding, fires=False)
+        if not earlier.end:
+            return
+        top = slots.top[rows]
+        decides = torch.ones_like(threshold, dtype=torch.bool) if deciding is None else deciding
+        over = decides & ((top * slots.weights[rows]).sum(-1) > threshold)
+        lower = torch.minimum(threshold, threshold * slots.follow_up[rows])
+        slots.threshold[rows] = torch.where(over, lower, threshold)
+        slots.top[rows] = top.masked_fill(decides[..., None], 0.0)
 
     def _schedule(self) -> None:
         """Find the pairs of a row and a guard that are due in this forward."""

@@ -23,6 +23,10 @@ from steering.hidden.bank import HiddenBank, Placement, Room, Tokens
 from steering.methods.fitted import FittedGuard
 from steering.methods.schedules import Schedules, copy_by_layer, scheduled_directions
 
+FOLLOW_UP = 0.5
+"""Share of the threshold for a last turn that may go on with a topic without naming it. Tokens of a
+concept are fitted to 1 and others to 0, so that halves of thresholds have a meaning."""
+
 
 def contrast(erasure: Tensor, recall: Tensor) -> Tensor:
     """Direction `d = mean h(erasure) - mean h(recall)`.
@@ -127,7 +131,13 @@ class SteerGuard:
         steps = len(self.directions)
         try:
             return Placement(
-                self.sense_layers, self.act_layers, steps, self.pool, self.rest, self.tokens
+                self.sense_layers,
+                self.act_layers,
+                steps,
+                self.pool,
+                self.rest,
+                self.tokens,
+                FOLLOW_UP,
             )
         except ValueError as error:
             raise ValueError(f"guard {self.name}: {error}") from error

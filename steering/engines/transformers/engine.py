@@ -29,7 +29,7 @@ from steering.engines.transformers.vision.images import ForwardImages, ImageEnco
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.seam import HiddenSeam
-from steering.hidden.table import RowFlags, Table, without_sink
+from steering.hidden.table import EarlierTurns, RowFlags, Table, without_sink
 from steering.prompt import Prompt
 
 
@@ -170,9 +170,11 @@ class TransformersEngine:
             self._add_row(first + offset, start)
         places = None if images is None else images.places
         turns = torch.tensor([prompt.turn for prompt in prompts], device=self._device)
-        sensed = without_sink(real) & (index >= turns[:, None])
+        sensed, before = without_sink(real), index < turns[:, None]
+        has_turns = any(prompt.turn for prompt in prompts)
+        earlier = EarlierTurns(sensed & before, end=True) if has_turns else None
         rows = np.arange(first, first + count)
-        self._table.begin(rows, sensed, image=places)
+        self._table.begin(rows, sensed & ~before, image=places, earlier=earlier)
         visible = (column[:, None] >= column[None])[None] & real[:, None, :]
         visible = visible | torch.eye(width, dtype=torch.bool, device=self._device)[None]
         cache = PromptCache(self._layers, width)
@@ -214,14 +216,16 @@ class TransformersEngine:
         sensed = torch.ones(1, last - first, dtype=torch.bool, device=self._device)
         # as `without_sink`, for a prompt of which this may be a part
         sensed[0, 0] = first > 0 or len(prompt) == 1
-        sensed &= index >= prompt.turn
+        before = index < prompt.turn
+        in_part = first <= prompt.turn < last
+        earlier = EarlierTurns(sensed & before, in_part) if prompt.turn else None
         ends = last == len(prompt)
         images = ForwardImages.of(
             [self._reading.images], last, offsets=[0], first=first, device=self._device
         )
         places = None if images is None else images.places
         rows = np.array([self.capacity])
-        self._table.begin(rows, sensed, ends=ends, image=places)
+        self._table.begin(rows, sensed & ~before, ends=ends, image=places, earlier=earlier)
         visible = keys[:, None, :] <= index[:, :, None]
         ids = torch.tensor([prompt.tokens[first:last]], device=self._device)
         logits = self._forward(

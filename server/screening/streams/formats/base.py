@@ -65,11 +65,13 @@ class StreamOptions:
     """What the request and its policy say about how a stream ends.
 
     `include_usage`: the request asks for a chunk of usage. `message`: what the policy says in place
-    of a blocked answer, which is then the last text of a stream that is cut.
+    of a blocked answer, which is then the last text of a stream that is cut. `has_form`: the answer
+    is of a given form, so that a part of it is of no use.
     """
 
     include_usage: bool = False
     message: str | None = None
+    has_form: bool = False
     request_id: str = ""
 
 
