@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Hirm:
     feed_forward: bool = False
     batch: int = 8
 
-    name = "hirm"
+    name: ClassVar[str] = "hirm"
 
     def layers(self, blocks: Mapping[str, Sequence[Block]]) -> list[str]:
         firsts = [of[0] for of in blocks.values()]
