@@ -10,6 +10,7 @@ from guard.commands.fit.images.closed_form import realera, rece, trce, uce
 from guard.commands.fit.images.guidance import contrastive, negative_prompt, safe_guidance
 from guard.commands.fit.images.irece import irece
 from guard.commands.fit.images.latents import latents
+from guard.commands.fit.images.text_encoders import advunlearn, few_shot, hirm
 from guard.commands.fit.images.training_free import nearest, safree
 from guard.commands.fit.screen import screen
 from guard.commands.fit.steer import steer
@@ -67,6 +68,9 @@ for _name, _fit in (
     ("rece", rece),
     ("trce", trce),
     ("realera", realera),
+    ("hirm", hirm),
+    ("few-shot", few_shot),
+    ("advunlearn", advunlearn),
 ):
     app.command(
         _name,

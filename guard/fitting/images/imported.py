@@ -122,6 +122,9 @@ def _recorded(
     others = ["", *(p.text for p in made if not p.unsafe)]
     prompts = [*asking, *others[: max(count - len(asking), 1)]]
     advance = progress("recording states", len(prompts))
-    with energies(base, changes) as recorded:
-        image_model.generate_latents(prompts, steps=STEPS, guidance=1.0, advance=advance)
+    try:
+        with energies(base, changes) as recorded:
+            image_model.generate_latents(prompts, steps=STEPS, guidance=1.0, advance=advance)
+    except ValueError as error:  # a pipeline or a scheduler that the engine cannot run
+        raise ModelError(f"model {image_model.name!r}: {error}") from error
     return recorded

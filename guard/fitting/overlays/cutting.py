@@ -78,7 +78,8 @@ class Energy:
         """`writes [r, out]` and `reads [r, in, ...]` of the change at the rank of at most `rank`,
         and the shares of energy that 1, 2, ... directions keep."""
         flat = self.read.flatten(1).double()
-        moment = self.moment + RIDGE * self.squares * (flat @ flat.T)
+        # where all inputs were zero, the ridge alone is the metric
+        moment = self.moment + RIDGE * (self.squares or 1.0) * (flat @ flat.T)
         values, vectors = torch.linalg.eigh(moment)
         values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
         shares = values.cumsum(0) / values.sum()

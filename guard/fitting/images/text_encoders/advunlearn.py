@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class AdvUnlearn:
     batch: int = 4
     images: ImageSettings = field(default_factory=lambda: ImageSettings(count=32))
 
-    name = "advunlearn"
+    name: ClassVar[str] = "advunlearn"
 
     def layers(self, blocks: Mapping[str, Sequence[Block]]) -> list[str]:
         """All linear layers of the blocks."""

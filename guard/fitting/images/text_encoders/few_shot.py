@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class FewShot:
     batch: int = 4
     images: ImageSettings = field(default_factory=lambda: ImageSettings(count=4))
 
-    name = "few-shot"
+    name: ClassVar[str] = "few-shot"
 
     def layers(self, blocks: Mapping[str, Sequence[Block]]) -> list[str]:
         """All feed-forward layers, and the last self-attention."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -84,7 +84,8 @@ class Lesson:
 class EncoderEraser(Protocol):
     """A published way to train a text encoder; its settings are the fields of a dataclass."""
 
-    name: str
+    name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def layers(self, blocks: Mapping[str, Sequence[Block]]) -> list[str]:
         """The layers that are trained."""
@@ -126,7 +127,7 @@ def fit_text_encoder(
     with frozen(list(base.networks.values())):
         loss = eraser.loss(lesson)
         losses = train(deltas, loss, training, progress("training", training.steps))
-    used = asdict(training) | asdict(eraser) | {"loss": losses[-1]}  # type: ignore[call-overload]
+    used = asdict(training) | asdict(eraser) | {"loss": losses[-1]}
     used["betas"] = list(training.betas)
     origin = {"source": eraser.name, "layout": "trained", "training": used}
     return overlay_artifact(image_model, concept, encoded, rates, deltas.factors(), origin)

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from guard.data.concept import Concept
 from guard.fitting.images.text_encoders.blocks import Block
 from guard.fitting.images.text_encoders.fit import Lesson, Loss
 
@@ -32,7 +33,7 @@ class Hirm:
     feed_forward: bool = False
     batch: int = 8
 
-    name = "hirm"
+    name: ClassVar[str] = "hirm"
 
     def layers(self, blocks: Mapping[str, Sequence[Block]]) -> list[str]:
         firsts = [of[0] for of in blocks.values()]
@@ -66,6 +67,12 @@ class Hirm:
         direction = torch.rand(bare.shape[1:], generator=generator).to(bare.device)
         direction = direction / direction.norm() * len(direction) ** 0.5
         return self.size * bare.float().norm(dim=-1).mean() * direction
+
+
+def category_of(concept: Concept) -> str:
+    """The kind in a concept's name as a phrase: "an object", "a style"."""
+    kind = concept.name.partition("/")[0].replace("-", " ")
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 @contextmanager

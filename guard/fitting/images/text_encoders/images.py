@@ -18,11 +18,12 @@ if TYPE_CHECKING:  # it loads diffusers, which nothing here needs
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """Of the images that are generated: `count` of the concept and as many of other things."""
+    """Of the images that are generated: `count` for each set of prompts; `guidance` None is the
+    pipeline's default."""
 
     count: int = 16
     steps: int = 8
-    guidance: float = 3.0
+    guidance: float | None = None
     seed: int = 0
 
 
@@ -44,10 +45,11 @@ class NoisyImages:
         except ValueError as error:
             raise ModelError(f"model {image_model.name!r}: {error}") from error
         self._prompts = [prompts[i % len(prompts)] for i in range(settings.count)]
+        guidance = settings.guidance
         self._latents = image_model.generate_latents(
             self._prompts,
             steps=settings.steps,
-            guidance=settings.guidance,
+            guidance=image_model.family.defaults[1] if guidance is None else guidance,
             seed=settings.seed,
             advance=stages("generating images", settings.count),
         ).to(image_model.family.device)

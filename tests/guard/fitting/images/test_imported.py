@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from guard.artifact import Artifact
@@ -154,6 +155,17 @@ def test_too_small_a_rank_is_refused_and_may_be_accepted(tmp_path: Path) -> None
     artifact = imported(source, rank=1, least_share=0.0)
     assert cast(float, artifact.meta.settings["share"]) < 0.9
     assert all(len(t) == 1 for n, t in artifact.tensors.items() if n.startswith("reads."))
+
+
+def test_a_scheduler_that_the_engine_cannot_run_is_refused(tmp_path: Path) -> None:
+    source, _ = checkpoints.spm_file(tmp_path)
+    pipeline = checkpoints.pipeline()
+    pipeline.scheduler = UniPCMultistepScheduler()
+    family = family_of(pipeline, height=16, width=16)
+    model = ImageModel(family, name="tiny", architecture="Tiny")
+    request = ImportRequest(source, prompts=2)
+    with pytest.raises(ModelError, match="model 'tiny': .*UniPC"):
+        fit_import(model, CONCEPT, None, PromptRates(0.5, 0.5), request, silent)
 
 
 def test_a_pipeline_that_cannot_be_overlaid_is_refused(tmp_path: Path) -> None:

@@ -134,3 +134,12 @@ def test_a_rank_larger_than_the_layers_is_refused() -> None:
     wide = Change(torch.ones(7, 6), torch.ones(20, 7))
     with pytest.raises(DataError, match="the factors of tall have the rank 7.*the layer's, 6: ask"):
         _factors({"tall": wide, "idle": _changes()["idle"]}, None)
+
+
+def test_a_layer_that_is_given_zeros_alone_is_cut_by_its_weights() -> None:
+    network, changes = _Network(), {"idle": _changes()["idle"]}
+    with torch.no_grad(), energies(Base({"": network}), changes) as recorded:
+        network.idle(torch.zeros(3, 4))
+    factors = factors_of(changes, recorded, 2, 64)
+    singular = torch.linalg.svdvals(changes["idle"].read.double()).square()
+    assert factors.share("idle") == pytest.approx(float(singular[:2].sum() / singular.sum()))

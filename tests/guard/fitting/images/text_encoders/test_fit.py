@@ -17,7 +17,7 @@ from guard.fitting.images.text_encoders.advunlearn import AdvUnlearn
 from guard.fitting.images.text_encoders.blocks import blocks_of
 from guard.fitting.images.text_encoders.few_shot import FewShot
 from guard.fitting.images.text_encoders.fit import EncoderEraser, fit_text_encoder
-from guard.fitting.images.text_encoders.hirm import Hirm
+from guard.fitting.images.text_encoders.hirm import Hirm, category_of
 from guard.fitting.images.text_encoders.images import ImageSettings
 from guard.fitting.overlays.training import Training
 from guard.fitting.prompts.rates import PromptRates
@@ -114,7 +114,19 @@ def test_few_shot_trains_feed_forward_layers_and_the_last_attention() -> None:
     assert len(AdvUnlearn().layers(blocks)) == 12
 
 
-@pytest.mark.parametrize("eraser", ["hirm R", "hirm S", "few-shot"])
+def test_the_error_is_not_raised_past_its_bound() -> None:
+    """Where it is over the bound already, nothing is left to train."""
+    with pytest.raises(DataError, match="has left every weight as it was"):
+        fitted("emoji", FewShot(bound=0.5, keep=0.0, images=IMAGES))
+
+
+def test_the_category_is_the_kind_of_the_concept() -> None:
+    assert category_of(CONCEPT) == "an object"
+    style = CONCEPT.model_copy(update={"name": "style/van-gogh"})
+    assert category_of(style) == "a style"
+
+
+@pytest.mark.parametrize("eraser", ["hirm R", "hirm S"])
 def test_a_loss_falls(eraser: str) -> None:
     def loss(steps: int) -> float:
         training = replace(TRAINING, steps=steps)
