@@ -47,7 +47,8 @@ def spanned(forget: Tensor, retain: Tensor, rank: int) -> Tensor:
     left = away - (away @ first.mT) @ first
     others = torch.linalg.svd(left, full_matrices=False).Vh[:, : rank - 1]
     # Gram-Schmidt once more: the residual is orthogonal to the first up to rounding
-    return torch.linalg.qr(torch.cat([first, others], 1).mT).Q.mT
+    basis: Tensor = torch.linalg.qr(torch.cat([first, others], 1).mT).Q.mT
+    return basis
 
 
 def separation(forget: Tensor, retain: Tensor, seed: int = 0) -> Tensor:
@@ -69,7 +70,8 @@ def standardised(forget: Tensor, retain: Tensor) -> Tensor:
     difference of the means, of unit length, as it reads plain states."""
     deviation = retain.std(0).clamp(min=1e-6)
     difference = (forget.mean(0) - retain.mean(0)) / deviation
-    return difference / difference.norm(dim=-1, keepdim=True).clamp(min=1e-12) / deviation
+    signature: Tensor = difference / difference.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return signature / deviation
 
 
 def levels(states: Tensor, directions: Tensor) -> Tensor:
