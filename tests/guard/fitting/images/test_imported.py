@@ -52,9 +52,7 @@ def imported(source: Path, **request: Any) -> Artifact:
 
 
 def images(family: Family, artifact: Artifact | None = None) -> Tensor:
-    """Latents of `PROMPTS`; with an artifact the first carries it, the second does not.
-
-    At a guidance of 1 there are no unconditional rows, whose text overlays leave alone."""
+    """Latents of `PROMPTS`; with an artifact the first carries it, the second does not."""
     stacks, guards = ImageStacks(), ()
     if artifact is not None:
         fitted = FittedGuard("g", artifact.tensors, artifact.meta.settings)
@@ -64,8 +62,8 @@ def images(family: Family, artifact: Artifact | None = None) -> Tensor:
     try:
         engine.start(
             [
-                ImageStart(PROMPTS[0], seed=1, steps=4, guidance=1.0, guards=guards),
-                ImageStart(PROMPTS[1], seed=2, steps=4, guidance=1.0),
+                ImageStart(PROMPTS[0], seed=1, steps=4, guidance=3.0, guards=guards),
+                ImageStart(PROMPTS[1], seed=2, steps=4, guidance=3.0),
             ]
         )
         while not (complete := engine.step()):
