@@ -97,7 +97,7 @@ $(CLIENTS)/ready: $(wildcard $(DRIVERS)/*.txt) $(DRIVERS)/node/package.json
 	touch $(CLIENTS)/ready
 
 conformance: .venv/ready $(CLIENTS)/ready
-	$(BIN)/guard models add smollm2
+	$(BIN)/guard models add minilm
 	$(BIN)/python -m tests.conformance $(ARGS)
 
 lint: .venv/ready
