@@ -38,9 +38,10 @@ from guard.fitting.steering.directions import POSITIONS, directions
 from guard.models.chat import TransformersChat
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.reporting.progress import Stages, stages
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.offline import Answer, answers
 from steering.engines.transformers.rewinding import HeldAnswer, Rewinds, Sentences
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
