@@ -65,7 +65,7 @@ class Energy:
         states = states.detach().float()
         read = self.read.to(states.device)
         if isinstance(module, nn.Conv2d):
-            z = F.conv2d(states, read, None, module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
+            z = F.conv2d(states, read, None, module.stride, module.padding, module.dilation)
             z = z.movedim(1, -1)
         else:
             z = F.linear(states, read)
