@@ -36,8 +36,9 @@ from server.services.text_embeddings import EmbeddingBatches
 from server.services.text_rows import TextRow, TokenText
 from server.services.tools.offered import OfferedTools
 from steering.engines.transformers.embeddings import StateEmbedder
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.rewinding import HeldAnswer, Sentences, step_of
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import HiddenBank
 from steering.methods.stacking import MethodGuard, stacks

@@ -30,7 +30,7 @@ from server.services.loop import engine_failed, guard_failed, queue_full, settle
 from server.services.prompts import PromptEncoder, require_text
 from server.services.text_rows import TextRow, TokenText
 from server.services.tools.offered import OfferedTools
-from steering.engines.transformers.engine import RowToken
+from steering.engines.transformers.row_tokens import RowToken
 from steering.prompt import Prompt
 
 logger = logging.getLogger(__name__)

@@ -209,11 +209,22 @@ def perhaps_gated(
 ) -> Artifact:
     """The artifact of a method without a gate: with `encoded` a linear score and its threshold are
     added, otherwise the guard acts on every image."""
-    settings = settings | {"gated": encoded is not None, "bias": 0.0}
-    if encoded is None:
-        return _artifact(method, seam, model, concept, tensors, settings, 0.0, {})
-    weights, settings["bias"] = linear_score(encoded)
-    return _gated(method, seam, model, concept, encoded, rates, tensors | weights, settings)
+    settings = settings | {"gated": False, "bias": 0.0}
+    ungated = _artifact(method, seam, model, concept, tensors, settings, 0.0, {})
+    return ungated if encoded is None else with_gate(ungated, concept, encoded, rates)
+
+
+def with_gate(
+    ungated: Artifact, concept: Concept, encoded: EncodedConcept, rates: PromptRates
+) -> Artifact:
+    """An ungated guard with a linear score of the prompt and its threshold added. Raises DataError
+    if unsafe and safe prompts do not differ, or the held-out ones are too few for the rates."""
+    meta = ungated.meta
+    weights, bias = linear_score(encoded)
+    settings = {**meta.settings, "gated": True, "bias": bias}
+    tensors = {**ungated.tensors, **weights}
+    (seam,) = meta.seams
+    return _gated(meta.method, seam, meta.model, concept, encoded, rates, tensors, settings)
 
 
 def held_out_of(artifact: Artifact, encoded: EncodedConcept | None) -> Calibrated:

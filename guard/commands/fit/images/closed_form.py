@@ -114,7 +114,7 @@ def rece(
     ridge: Ridge = 0.1,
     preserve: Preserve = None,
     preserve_file: PreserveFile = None,
-    rank: Rank = 64,
+    rank: Rank = 128,
     least_share: LeastShare = 0.9,
     gated: Gated = False,
     count: Count = 400,
@@ -154,7 +154,7 @@ def trce(
         0.01
     ),
     ridge: Ridge = 1e-3,
-    tokens: Annotated[
+    token_weight: Annotated[
         float,
         typer.Option(min=0, max=1, help="Weight of the other tokens of a prompt; 0 as published."),
     ] = 0.0,
@@ -176,7 +176,7 @@ def trce(
 
     def eraser(concept: Concept) -> ClosedForm:
         twin = _instead(concept, instead) or concept.replacements[0]
-        return Trce(twin, keep, ridge, tokens)
+        return Trce(twin, keep, ridge, token_weight)
 
     fit = _ClosedFormFit(eraser, count, seed, fpr, near_fpr)
     fit = fit.keeping(preserve, preserve_file, prompts, rank, least_share)

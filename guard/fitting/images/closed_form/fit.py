@@ -9,23 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
+from guard.fitting.images.closed_form.rounds import JudgedRounds
 from guard.fitting.images.closed_form.solver import Cut, Edit, gram, low_rank
 from guard.fitting.images.closed_form.states import PromptStates, ReplacedTokens, Tokens
 from guard.fitting.images.training_free import EncodedConcept, perhaps_gated
 from guard.fitting.prompts.rates import PromptRates
+from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.seams.projections import text_projections
-
-if TYPE_CHECKING:  # it loads diffusers, which nothing here needs
-    from guard.fitting.images.closed_form.rounds import JudgedRounds
-    from guard.models.images import ImageModel
 
 Tensors = dict[str, Any]
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # it loads diffusers, which nothing here needs
-    from guard.models.images import ImageModel, TextStates
+from guard.models.images import BATCH, ImageModel, TextStates
 
 STEPS = 4
 """Steps of the trajectory on which inputs that depend on the step are recorded."""
@@ -56,6 +54,8 @@ class PromptStates:
         self.widths = {g: first.states[names[0]].shape[-1] for g, names in groups.items()}
         still = all(_same(states, second.states[name]) for name, states in first.states.items())
         self._evaluations = 1 if still else STEPS
+        self._layers = tuple(first.states)
+        self._stream = self._encoded_stream(first) if still else None
 
     def replaced(
         self, prompts: Sequence[str], steads: Sequence[str]
@@ -104,7 +104,23 @@ class PromptStates:
         ]
 
     def _recordings(self, prompts: Sequence[str]) -> Iterator[TextStates]:
-        return self._image_model.text_states(prompts, steps=STEPS, evaluations=self._evaluations)
+        model = self._image_model
+        if self._stream is None:
+            yield from model.text_states(prompts, steps=STEPS, evaluations=self._evaluations)
+            return
+        for start in range(0, len(prompts), BATCH):
+            text = model.encode(prompts[start : start + BATCH])
+            states = dict.fromkeys(self._layers, text.states[self._stream])
+            yield TextStates(0, states, model.family.text_masks(text))
+
+    def _encoded_stream(self, recording: TextStates) -> str | None:
+        """The encoder's stream that all projections read as it is, if there is one: its states then
+        come without running the denoiser."""
+        encoded = self._image_model.encode([""])
+        for name, states in encoded.states.items():
+            if all(_same(read.cpu(), states) for read in recording.states.values()):
+                return name
+        return None
 
 
 def counterparts(mask: Tensor, instead: Tensor) -> Tensor:

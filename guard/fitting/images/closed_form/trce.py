@@ -34,13 +34,13 @@ STYLE_TEMPLATES = tuple(f"{thing} {{0}}" for thing in COMPANIONS[: len(TEMPLATES
 
 @dataclass(frozen=True)
 class Trce:
-    """Settings: `instead` is in the twins the concept's place, `keep` is η, `tokens` the weight of
-    the tokens before the end mark (0 as published)."""
+    """Settings: `instead` is in the twins the concept's place, `keep` is η, `token_weight` that
+    of the tokens before the end mark (0 as published)."""
 
     instead: str
     keep: float = 0.01
     ridge: float = 1e-3
-    tokens: float = 0.0
+    token_weight: float = 0.0
 
     method = "trce"
 
@@ -59,7 +59,7 @@ class Trce:
         return TrceSums(self, width)
 
     def settings(self) -> dict[str, Any]:
-        names = ("instead", "keep", "ridge", "tokens")
+        names = ("instead", "keep", "ridge", "token_weight")
         return {name: getattr(self, name) for name in names}
 
 
@@ -73,7 +73,7 @@ class TrceSums:
         self._kept += int(tokens.last.sum())
 
     def erase(self, tokens: ReplacedTokens) -> None:
-        weights = tokens.last.double().clamp(min=self._settings.tokens)
+        weights = tokens.last.double().clamp(min=self._settings.token_weight)
         self._moments.erase(tokens.states, tokens.stead, weights)
         self._replaced += int(tokens.last.sum())
 

@@ -24,7 +24,7 @@ from guard.models.images import ImageModel
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from tests.guard.commands.fit import concept_fits
+from tests.guard.commands.fit.images import concept_fits
 from tests.guard.commands.fit.images.concept_fits import CONCEPT
 
 OPTIONS = ("--count", "50", "--folds", "2", "--steps", "2", "--guidance", "1", "--looks", "2")

@@ -17,7 +17,7 @@ from guard.config.schema import Config, GuardConfig
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.families import Family
 from steering.fingerprint import fingerprint
-from tests.guard.commands.fit import concept_fits
+from tests.guard.commands.fit.images import concept_fits
 from tests.guard.commands.fit.images.concept_fits import CONCEPT
 
 OPTIONS = ("--count", "50", "--folds", "2", "--steps", "1", "--guidance", "1")

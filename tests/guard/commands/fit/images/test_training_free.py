@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -18,6 +19,9 @@ from steering.images.embedding import EmbeddingBank
 from steering.images.stacks import ImageStacks
 from steering.methods.fitted import FittedGuard
 from steering.methods.safe_guidance import stack_negative
+from tests.guard.commands.fit.images.concept_fits import fit
+from tests.guard.evaluation.images.fakes import judge_file
+from tests.server.tiny_pipeline import SIDE
 
 CONCEPT = {
     "name": "object/knife",
@@ -108,3 +112,78 @@ def test_a_gated_uce_has_a_threshold(tmp_path: Path, model: tuple[Path, Family])
     assert artifact.meta.settings["gated"] is True and artifact.meta.settings["instead"] == ""
     assert artifact.meta.calibration["false_positive_rate"] == 0.5
     assert "weights.text" in artifact.tensors
+
+
+def test_every_closed_form_is_fitted_with_its_settings(
+    tmp_path: Path, model: tuple[Path, Family]
+) -> None:
+    cases = {
+        ("rece", "--rounds", "2", "--derive", "0.5"): {"derive": 0.5, "rounds": 2, "leaks": []},
+        ("trce", "--token-weight", "0.5", "--keep", "0.2"): {
+            "instead": "dog dog",
+            "token_weight": 0.5,
+        },
+        ("realera", "--near", "0.9", "--directions", "3"): {"near": 0.9, "directions": 3},
+    }
+    for options, expected in cases.items():
+        artifact, report = fitted(tmp_path, model[0], *options, "--least-share", "0")
+        settings = artifact.meta.settings
+        assert report["method"] == artifact.meta.method == options[0]
+        assert {name: settings[name] for name in expected} == expected
+        assert settings["gated"] is False and artifact.meta.seams == ("projection",)
+
+
+def test_concepts_are_preserved_by_phrase_and_by_file(
+    tmp_path: Path, model: tuple[Path, Family]
+) -> None:
+    other = CONCEPT | {"name": "animal/cat", "phrases": {"train": ["cat knife", "a cat blade"]}}
+    (tmp_path / "cat.json").write_text(json.dumps(other))
+    ordinary, _ = fitted(tmp_path, model[0], "uce")
+    preserved = ("--preserve", "a dog blade", "--preserve-file", str(tmp_path / "cat.json"))
+    artifact, _ = fitted(tmp_path, model[0], "uce", *preserved)
+    assert not np.array_equal(artifact.tensors["reads.0"], ordinary.tensors["reads.0"])
+    clash = CONCEPT | {"name": "animal/cat"}
+    (tmp_path / "cat.json").write_text(json.dumps(clash))
+    result = fit("uce", tmp_path, model[0], *preserved)
+    assert result.exit_code == 1 and "cannot be preserved too" in result.stderr
+
+
+def test_contrastive_guidance_has_its_preset_and_what_replaces_it(
+    tmp_path: Path, model: tuple[Path, Family]
+) -> None:
+    options = ("contrastive", "--preset", "trce", "--window", "0.5:", "--weight", "3")
+    artifact, _ = fitted(tmp_path, model[0], *options)
+    settings = artifact.meta.settings
+    assert (settings["weight"], settings["sigma_low"], settings["sigma_high"]) == (3.0, 0.5, None)
+    assert (settings["phrase"], settings["counterpart"]) == ("a knife", "dog dog")
+    assert {"concept.text", "counterpart.text", "counterpart_mask.text"} <= {*artifact.tensors}
+    single, _ = fitted(tmp_path, model[0], "contrastive")
+    assert single.meta.settings["paired"] is False and "counterpart.text" not in single.tensors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--window", "3"), "'3' is not LOW:HIGH"),
+        (("--window", "3:1"), "3 is over 1: the lower bound comes first"),
+        (("--window", ":nan"), "noise levels lie in 0.."),
+        (("--pair", "a dog"), "ant has no counterpart"),
+    ],
+)
+def test_windows_and_pairs_that_cannot_be_are_named(
+    tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = fit("contrastive", tmp_path, "nowhere", *options)
+    assert result.exit_code == 1 and message in result.stderr, result.output
+
+
+def test_a_judge_must_know_the_concept(tmp_path: Path, model: tuple[Path, Family]) -> None:
+    judge_file(tmp_path / "judge.onnx", side=SIDE)
+    judge = ("--judge", str(tmp_path / "judge.onnx"))
+    concept = CONCEPT | {"name": "object/blade"}
+    result = fit("rece", tmp_path, model[0], *judge, concept=concept)
+    assert result.exit_code == 1 and "the judge knows no 'blade': it knows knife" in result.stderr
+    options = ("rece", *judge, "--images", "8", "--steps", "1", "--rounds", "2")
+    artifact, _ = fitted(tmp_path, model[0], *options, "--least-share", "0")
+    leaks = artifact.meta.settings["leaks"]
+    assert isinstance(leaks, list) and len(leaks) == 2

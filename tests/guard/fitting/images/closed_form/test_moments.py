@@ -35,7 +35,7 @@ LAST = torch.tensor([False, False, True, False, True])
 @pytest.mark.parametrize("weight", [0.0, 0.25])
 def test_trce_moves_the_end_marks_as_the_paper_says(weight: float) -> None:
     states, stead, kept, layer = random(5, 0), random(5, 1), random(7, 2), random(3, 3)
-    sums = Trce("a spoon", keep=0.3, ridge=0.01, tokens=weight).sums(WIDTH)
+    sums = Trce("a spoon", keep=0.3, ridge=0.01, token_weight=weight).sums(WIDTH)
     sums.keep(Tokens(kept, torch.arange(7) == 6))
     sums.erase(ReplacedTokens(states, LAST, stead))
     left, right = 0.01 * layer, 0.01 * torch.eye(WIDTH).double()
