@@ -93,6 +93,12 @@ def checkpoint_fingerprint(folder: Path) -> str:
     return weights if quantisation is None else quantised_fingerprint(weights, quantisation)
 
 
+def bare_name(name: str) -> str:
+    """The name of a weight or layer without the parts that some releases and checkpoints write and
+    others leave out."""
+    return ".".join(part for part in name.split(".") if part not in _PREFIXES)
+
+
 def quantised_fingerprint(weights: str, quantisation: Quantisation) -> str:
     """The fingerprint of the weights of fingerprint `weights` under a quantisation."""
     return hashlib.sha256(weights.encode() + spelled(quantisation)).hexdigest()
@@ -183,7 +189,7 @@ def _of_vision(contents: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]
     """The weights of a vision-language model by names that loaded models and checkpoints of any
     release agree on, each tied weight once."""
     weights = {
-        ".".join(part for part in name.split(".") if part not in _PREFIXES): content
+        bare_name(name): content
         for name, content in contents
         if name.rpartition(".")[2] not in _BUFFERS
     }

@@ -4,7 +4,8 @@
 
 English is counted in this project's documents, in the definitions of WordNet's nouns and in the
 topics of Python's manual, other languages in the words with which Faker fills its pages. The file
-has likelihoods of letters and a list of common words, in the order of their frequency.
+has likelihoods of letters, a list of common words, in the order of their frequency, and one of
+rare words, which the definitions have a few times.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _CODE = re.compile(r"```.*?```|`[^`]*`|^    [^\n]*$|https?://\S+|\|", re.DOTALL 
 _DEFINITIONS = 0.15
 """The weight of definitions, which outnumber the rest and have few verbs."""
 WORDS = 6000
+FEWEST_USES, FEWEST_LETTERS = 3, 4
+"""Of a rare word."""
 
 
 def main() -> None:
@@ -60,8 +63,19 @@ def main() -> None:
             "english": _quantised(counts),
             "any": _quantised(any_language * counts.sum()),
             "words": np.frombuffer(text.encode(), np.uint8),
+            "rare": np.frombuffer(" ".join(_rare(definitions, common)).encode(), np.uint8),
         },
         str(FILE),
+    )
+
+
+def _rare(definitions: str, common: list[str]) -> list[str]:
+    """Other words of the definitions, in the order of the alphabet."""
+    counts, known = Counter(_WORD.findall(definitions.lower())), frozenset(common)
+    return sorted(
+        word
+        for word, count in counts.items()
+        if count >= FEWEST_USES and len(word) >= FEWEST_LETTERS and word not in known
     )
 
 

@@ -201,6 +201,15 @@ WRITTEN: Mapping[str, Disguise] = {
     "letters stretched": lambda text: re.sub("[aeiou]", lambda vowel: 4 * vowel[0], text),
     "Base64 of Caesar": lambda text: _base64(caesar(text, 7)),
     "Morse in Base64": lambda text: _base64(of_letters(MORSE)(text)),
+    "bits in invisible characters": _of_bytes(
+        lambda byte: f"{byte:08b}".translate({48: "\u2062", 49: "\u2064"})
+    ),
+    "uuencode by word": _of_words(
+        lambda word: codecs.encode(word.encode(), "uu").decode().split("\n")[1], ""
+    ),
+    "hexadecimal in lines": lambda text: "\n".join(
+        text.encode().hex()[at : at + 30] for at in range(0, 2 * len(text.encode()), 30)
+    ),
     "per cent in hex": lambda text: quote(text, safe="").encode().hex(),
 }
 """Disguises of a whole text by name; the first thirteen were undone from the beginning."""

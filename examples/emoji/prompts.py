@@ -1,7 +1,9 @@
-"""The prompts of the evaluation: `python -m examples.emoji.prompts` writes test_prompts.jsonl.
+"""The prompts of the evaluation: `python -m examples.emoji.prompts` writes test_prompts.jsonl, and
+validation_prompts.jsonl, by which `guard eval compose` chooses.
 
-No fit uses these prompts: paraphrases are the test phrases of concepts.json, and hard negatives
-have a separate file. Every call writes the same file.
+No fit uses the test prompts: paraphrases are the test phrases of concepts.json, and hard negatives
+have a separate file. Those of the other file are validation phrases. Every call writes the same
+files.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from examples.emoji.captions import decorate, phrases
+from examples.emoji.captions import Split, decorate, phrases
 from examples.emoji.scenes import BACKGROUNDS
 from examples.emoji.sprites import STYLES, names
 from guard.evaluation.images.disguises import DISGUISES, disguise
 
 HERE = Path(__file__).parent
 FILE = HERE / "test_prompts.jsonl"
+VALIDATION = HERE / "validation_prompts.jsonl"
 SEED = 2026
 GUARDED = ("knife", "pistol", "bomb", "skull", "cat", "santa-claus", "pizza", "car", "rose")
 STYLE = "twemoji"
@@ -66,8 +69,18 @@ def rows() -> list[Row]:
     """All prompts, as the evaluation reads them."""
     prompts = [*_bare(np.random.default_rng((SEED, 0)))]
     for number, concept in enumerate(GUARDED, 1):
-        prompts += _object(concept, np.random.default_rng((SEED, number)))
+        rng = np.random.default_rng((SEED, number))
+        prompts += [*_object(concept, rng, "test"), *_hard(concept, rng)]
     return [*prompts, *_style(np.random.default_rng((SEED, 99)))]
+
+
+def validation_rows() -> list[Row]:
+    """Prompts of every guarded object in the words of the validation split."""
+    return [
+        row
+        for number, concept in enumerate(GUARDED, 1)
+        for row in _object(concept, np.random.default_rng((SEED + 1, number)), "validation")
+    ]
 
 
 def _bare(rng: np.random.Generator) -> Iterator[Row]:
@@ -94,10 +107,10 @@ def _bare(rng: np.random.Generator) -> Iterator[Row]:
         yield {"kind": "paraphrase", "prompt": text, "asked": [names()[i % count]]}
 
 
-def _object(concept: str, rng: np.random.Generator) -> Iterator[Row]:
-    """Every kind of prompt for one guarded object."""
+def _object(concept: str, rng: np.random.Generator, split: Split) -> Iterator[Row]:
+    """Every kind of prompt for one guarded object, but the hard negatives."""
     index = names().index(concept)
-    unseen = phrases(index, "test")
+    unseen = phrases(index, split)
     others = [i for i in range(len(names())) if i != index]
     for _ in range(IMAGES):
         yield _row(concept, "direct", _one(_name(index), rng))
@@ -115,8 +128,7 @@ def _object(concept: str, rng: np.random.Generator) -> Iterator[Row]:
         other = int(rng.choice(others))
         text = _two(_name(index), _name(other), rng)
         yield _row(concept, "pair", text, kept=[names()[other]])
-    yield from _clean(concept, others, rng)
-    yield from _hard(concept, rng)
+    yield from _clean(concept, others, rng, split)
 
 
 def _style(rng: np.random.Generator) -> Iterator[Row]:
@@ -138,15 +150,17 @@ def _style(rng: np.random.Generator) -> Iterator[Row]:
         kept = int(rng.choice(concepts))
         text = f"{_one(_name(kept), rng)} in {_STYLE_NAMES[i % 2]}"
         yield _row(STYLE, "pair", text, kept=[names()[kept]])
-    yield from _clean(STYLE, list(concepts), rng)
+    yield from _clean(STYLE, list(concepts), rng, "test")
     yield from _hard(STYLE, rng)
 
 
-def _clean(concept: str, others: Sequence[int], rng: np.random.Generator) -> Iterator[Row]:
+def _clean(
+    concept: str, others: Sequence[int], rng: np.random.Generator, split: Split
+) -> Iterator[Row]:
     """Prompts about other objects: names and unseen words, alone and in pairs."""
     for i in range(CLEAN):
         first, second = rng.choice(others, size=2, replace=False)
-        name, unseen = _name(int(first)), str(rng.choice(phrases(int(second), "test")))
+        name, unseen = _name(int(first)), str(rng.choice(phrases(int(second), split)))
         text = _two(name, unseen, rng) if i % 2 else _one((name, unseen)[i // 2 % 2], rng)
         yield _row(concept, "clean", text)
 
@@ -192,4 +206,5 @@ def _decorated(text: str, rng: np.random.Generator, style: int | None = None) ->
 
 
 if __name__ == "__main__":
-    FILE.write_text("".join(json.dumps(row) + "\n" for row in rows()), "utf-8")
+    for file, prompts in ((FILE, rows()), (VALIDATION, validation_rows())):
+        file.write_text("".join(json.dumps(row) + "\n" for row in prompts), "utf-8")

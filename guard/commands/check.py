@@ -19,6 +19,7 @@ from guard.commands.soundness import findings
 from guard.commands.tables import add_row, new_table
 from guard.config.checks import NO_POLICY
 from guard.config.kinds import kind_of
+from guard.config.pattern_checks import ENTITIES
 from guard.config.policy_schema import TextAction
 from guard.config.schema import Config, GuardConfig, ModelConfig, PatternsConfig, load_config
 from guard.errors import ConfigError, ModelError
@@ -185,13 +186,13 @@ def _patterns(patterns: PatternsConfig) -> dict[str, Any]:
     return {
         "name": patterns.name,
         "concept": f"patterns/{patterns.name}",
-        "method": "patterns",
+        "method": "entities" if patterns.source == ENTITIES else "patterns",
         "kind": "text",
         "artifact": None,
         "shadow": False,
         "fits_model": None,
         **dict.fromkeys(_TUNABLE, nothing),
-        "settings": {"source": patterns.source},
+        "settings": patterns.model_dump(mode="json", exclude={"name"}, exclude_defaults=True),
     }
 
 
@@ -304,9 +305,14 @@ def _answering(policy: dict[str, Any]) -> str:
     text = f"guards decide on the {_SCOPES[policy['scope']]}"
     if policy["actions"]:
         text += f" ({', '.join(f'{name}: {action}' for name, action in policy['actions'].items())})"
-    return text + (", answers go back to their last sentence's end" if policy["rewind"] else "")
+    return text + _REWINDS[policy["rewind"]]
 
 
+_REWINDS = {
+    None: ", whole and steered answers go back to their last sentence's end (transformers)",
+    True: ", answers go back to their last sentence's end",
+    False: ", answers never go back",
+}
 _SCOPES = {"conversation": "whole conversation", "turn": "user's last turn"}
 
 

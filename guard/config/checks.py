@@ -18,7 +18,8 @@ from guard.config.adapter_checks import adapter_problems, adapters_of
 from guard.config.artifact_paths import artifact_path
 from guard.config.kinds import KINDS, Kind, kind_of
 from guard.config.language_checks import language_problems, unsupported
-from guard.config.screen_checks import screen_problems, unreadable
+from guard.config.pattern_checks import pattern_problems
+from guard.config.screen_checks import screen_problems
 from guard.config.setting_checks import setting_problems
 from guard.config.toml_lines import KeyPath
 from guard.data.faults import suggestion
@@ -36,6 +37,8 @@ _PATTERNS = {
     "mcp": 'should be a path such as "/mcp/files", of letters, digits and . _ -',
     "health": 'should be a path, such as "/health"',
     "key_env": "should be the name of an environment variable, never the key itself",
+    "entities": 'should be a name in capitals, such as "PERSON", of at most 32 characters',
+    "language": 'should be a code of two or three small letters, such as "en"',
     "hash": 'should be "sha256:" and the 64 hex digits of the key\'s SHA-256, never the key itself',
     "": "should be a name of letters, digits and . _ : / -, at most 128 long",
 }
@@ -115,6 +118,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
             yield from _unknown("policy", _strings(key, ("keys", index, name)), known)
     kinds: dict[str, Kind | None] = {str(entry.get("name")): "text" for _, entry in lists}
     fitted_for: dict[str, object] = {}
+    methods: dict[str, str] = {}
     for index, guard in guards:
         if isinstance(reference := guard.get("artifact"), str):
             try:
@@ -127,15 +131,14 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
             if str(guard.get("name")) in {str(entry.get("name")) for _, entry in lists}:
                 yield ("guards", index, "name"), "is also a name in [[patterns]]: change one"
             kinds[str(guard.get("name"))] = kind
+            methods[str(guard.get("name"))] = meta.method
             fitted_for[str(guard.get("name"))] = meta.settings.get("look")
             if kind != "language" and "recheck" in guard:
                 yield ("guards", index, "recheck"), "is for guards of language models: leave it out"
             if kind in SCREENS and "strength" in guard:
                 yield ("guards", index, "strength"), "is not for screens: leave it out"
     for index, entry in lists:
-        source = entry.get("source")
-        if isinstance(source, str) and (reason := unreadable(source, folder)):
-            yield ("patterns", index, "source"), reason
+        yield from pattern_problems(index, entry, folder)
     # no model is behind a server of MCP
     names = [
         entry["name"]
@@ -153,7 +156,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     for index, model in models:
         yield from _unknown("policy", _strings(model, ("models", index, "default_policy")), known)
         yield from _unfit(index, model, policies, kinds)
-        yield from _unknown_to_vllm(index, model, server, policies)
+        yield from _unknown_to_vllm(index, model, server, policies, methods)
         for place, adapter in adapters_of(index, model):
             yield from _unknown("policy", _strings(adapter, (*place, "default_policy")), known)
     default = server.get("default_policy", NO_POLICY)
@@ -246,12 +249,13 @@ def _unknown_to_vllm(
     model: Mapping[str, Any],
     server: Mapping[str, Any],
     policies: Mapping[str, Mapping[str, Any]],
+    methods: Mapping[str, str],
 ) -> Iterator[Problem]:
     """A default policy that asks for what a model's engine does not know."""
     name = model.get("default_policy", server.get("default_policy"))
     if model.get("engine") != "vllm" or not isinstance(name, str):
         return
-    if reason := unsupported(policies.get(name, {})):
+    if reason := unsupported(policies.get(name, {}), methods):
         yield ("models", index, "engine"), f"the default policy {_short(name)} {reason}"
 
 

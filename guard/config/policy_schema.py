@@ -92,7 +92,8 @@ class PolicyConfig(Section):
     or replaced by an image of the prompt `replacement`. `debug` lets requests ask for masks of what
     guards have written on their images. `message` is read in place of what is blocked, and where
     the action is "say". For guards of language models: `actions` overrides the action for single
-    ones, and with `rewind` an answer in which one fires goes back to its last sentence's end.
+    ones, and `rewind` says whether an answer in which one fires goes back to its last sentence's
+    end: never, always, or, where it is left out, unless a client would wait for a bare answer.
     """
 
     guards: Names = ()
@@ -104,5 +105,5 @@ class PolicyConfig(Section):
     debug: bool = False
     message: str | None = Field(default=None, min_length=1, max_length=MAX_MESSAGE_CHARS)
     scope: Scope = "conversation"
-    rewind: bool = False
+    rewind: bool | None = None
     screen: ScreenConfig = ScreenConfig()

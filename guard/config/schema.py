@@ -19,6 +19,7 @@ from guard.config.adapter_schema import AdapterConfig
 from guard.config.artifact_paths import artifact_path
 from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_check, schema_problem
 from guard.config.kinds import KINDS, Engine, Kind
+from guard.config.pattern_checks import model_path
 from guard.config.policy_schema import Names, PolicyConfig
 from guard.config.proxy_schema import ProxyConfig, UpstreamConfig
 from guard.config.section import Name, Section
@@ -28,12 +29,14 @@ from guard.verdict import VerdictDetail
 
 MAX_CONFIG_BYTES = 2**24
 Quantization = Literal["int8", "nf4"]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 """What the transformers engine quantises weights to while it loads them."""
 
 # Types are strict, but TOML has arrays and strings in place of tuples and paths.
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#@*]+)$")]
 FilePath = Annotated[Path, Field(strict=False)]
+EntityName = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
 
 
 class ServerConfig(Section):
@@ -89,7 +92,7 @@ class ModelConfig(Section):
     name: Name
     source: str = Field(min_length=1)
     engine: Engine = "transformers"
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: Dtype = "float32"
     device: str = Field(default="auto", min_length=1)
     default_policy: Name | None = None
     max_context: int | None = Field(default=None, ge=1)
@@ -131,11 +134,16 @@ class PatternsConfig(Section):
     """One of `[[patterns]]`: a guard that is a list of words and regular expressions.
 
     `source` is the name of a shipped list, or a TOML file ("lists/names.toml"). "unreadable" is
-    what is encoded, as long as a request, and read by no decoder.
+    what is encoded, as long as a request, and read by no decoder. "entities" are names that a
+    `model` finds, an installed pipeline of spaCy or a folder: those of `entities`, as Presidio
+    calls them. `language` is the pipeline's where None.
     """
 
     name: Name
     source: str = Field(min_length=1)
+    model: str | None = Field(default=None, min_length=1)
+    entities: Annotated[tuple[EntityName, ...], Field(strict=False, max_length=64)] = ()
+    language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$")
 
 
 class KeyConfig(Section):
@@ -313,12 +321,7 @@ def _absolute(config: Config, folder: Path) -> Config:
         guard.model_copy(update={"artifact": artifact_path(str(guard.artifact), folder)})
         for guard in config.guards
     )
-    patterns = tuple(
-        entry.model_copy(update={"source": str(folder / entry.source)})
-        if entry.source.endswith(".toml")
-        else entry
-        for entry in config.patterns
-    )
+    patterns = tuple(_absolute_patterns(entry, folder) for entry in config.patterns)
     models = tuple(_absolute_model(model, folder) for model in config.models)
     server = config.server
     if server.audit_log is not None:
@@ -329,6 +332,14 @@ def _absolute(config: Config, folder: Path) -> Config:
     update = {"guards": guards, "patterns": patterns, "models": models, "server": server}
     update |= {"erasures": erasures}
     return config.model_copy(update=update)
+
+
+def _absolute_patterns(entry: PatternsConfig, folder: Path) -> PatternsConfig:
+    if entry.source.endswith(".toml"):
+        return entry.model_copy(update={"source": str(folder / entry.source)})
+    if entry.model is not None:
+        return entry.model_copy(update={"model": model_path(entry.model, folder)})
+    return entry
 
 
 def _absolute_model(model: ModelConfig, folder: Path) -> ModelConfig:

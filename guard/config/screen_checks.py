@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from guard.config.kinds import Kind
 from guard.config.toml_lines import KeyPath
-from guard.errors import ArtifactError
 from steering.methods import SCREENS
 
 ONLY_TEXT = ("redact", "route", "policy")
@@ -17,20 +15,6 @@ ONLY_TEXT = ("redact", "route", "policy")
 _TEXT = frozenset[Kind | None]({"text", None})
 """Kinds of guards that are screens of text, or whose artifact could not be read."""
 _SCREENS = SCREENS | {None}
-
-
-def unreadable(source: str, folder: Path) -> str | None:
-    """Why the list of patterns `source`, a shipped name or a file in `folder`, cannot be used."""
-    try:
-        # imported here, since only screens of text need its libraries
-        from guard.config.pattern_lists import read_patterns
-    except ImportError as error:
-        return f"needs {error.name}: pip install 'inference-guard[proxy]'"
-    try:
-        read_patterns(str(folder / source) if source.endswith(".toml") else source)
-    except ArtifactError as error:
-        return error.message
-    return None
 
 
 def screen_problems(

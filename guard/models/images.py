@@ -38,6 +38,15 @@ class TextStates:
     states: Mapping[str, Tensor]
     masks: tuple[Tensor, ...]
 
+    @property
+    def rows(self) -> int:
+        return len(self.masks[0])
+
+    def select(self, rows: Tensor) -> TextStates:
+        """These prompts, by index."""
+        states = {name: tensor[rows] for name, tensor in self.states.items()}
+        return TextStates(self.evaluation, states, tuple(mask[rows] for mask in self.masks))
+
 
 class ImageModel:
     """A diffusion pipeline with the adapter of its family."""

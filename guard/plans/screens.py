@@ -15,14 +15,17 @@ from classifiers.text.cascade import Cascade
 from classifiers.text.disguises.unreadable import unreadable
 from classifiers.text.disguises.views import PLAIN
 from classifiers.text.encoder.model import TextEncoder
+from classifiers.text.entities.recognizer import EntityRecognizer
 from classifiers.text.patterns.matching import Match, PatternSet
 from guard.artifact import Artifact
 from guard.config.kinds import kind_of
+from guard.config.pattern_checks import ENTITIES
 from guard.config.pattern_lists import read_patterns
 from guard.config.policy_schema import IMAGE_ACTIONS, PLACES, OnError, Place, ScreenConfig
 from guard.config.policy_schema import TextAction as Action
 from guard.config.schema import Config, GuardConfig, PatternsConfig
 from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
+from guard.plans.entities import load_recognizer
 from guard.plans.heads import Head, Heads, Loaded
 from guard.plans.image_screens import ImageClassifiers, load_classifiers, load_ocr
 from guard.plans.text_encoders import added_encoder, encoder_for
@@ -61,15 +64,23 @@ class Screen:
 
 @dataclass(frozen=True)
 class TextScreen(Screen):
-    """A screen of texts: a head, a list of patterns, or with neither the detector of unreadable
-    text."""
+    """A screen of texts: a head, a list of patterns, a recogniser of entities, or with none of them
+    the detector of unreadable text."""
 
     patterns: PatternSet | None = None
+    entities: EntityRecognizer | None = None
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a model reads the text, which takes long and may fail."""
+        return self.head is not None or self.entities is not None
 
     def find(self, text: str) -> list[Match]:
         """The matches of a screen that is no head."""
         if self.patterns is not None:
             return self.patterns.find(text)
+        if self.entities is not None:
+            return self.entities.find(text)
         return [Match(start, end, "UNREADABLE", PLAIN) for start, end in unreadable(text)]
 
 
@@ -265,18 +276,21 @@ class TextPlans:
     def _patterns(self, settings: Sequence[PatternsConfig]) -> dict[str, TextScreen]:
         screens = {}
         for setting in settings:
+            is_list = setting.source != ENTITIES
             try:
-                patterns = read_patterns(setting.source)
+                patterns = read_patterns(setting.source) if is_list else None
+                entities = None if is_list else load_recognizer(setting)
             except GuardError as error:
                 self._fails(setting.name, error.message)
                 continue
             screens[setting.name] = TextScreen(
                 name=setting.name,
                 concept=f"patterns/{setting.name}",
-                method="patterns",
+                method="patterns" if is_list else "entities",
                 threshold=1.0,
                 action="observe",
                 patterns=patterns,
+                entities=entities,
             )
         return screens
 

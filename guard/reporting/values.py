@@ -7,13 +7,24 @@ from typing import Any
 
 from rich.table import Table
 
+_SHOWN = 12
+"""The most entries of a collection that are shown; of a longer one the number of them is."""
+
 
 def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rows with names as words and floats with four digits."""
-    return [
-        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-        for name, value in values.items()
-    ]
+    """Rows with names as words, floats with four digits, and long collections as their length."""
+    return [(name.replace("_", " "), _shown(value)) for name, value in values.items()]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    parts = list(value.values()) if isinstance(value, Mapping) else value
+    if isinstance(parts, list | tuple):
+        entries = sum(len(part) if isinstance(part, list | tuple) else 1 for part in parts)
+        if entries > _SHOWN:
+            return f"{entries} entries"
+    return str(value)
 
 
 def table(title: str, values: Mapping[str, Any]) -> Table:

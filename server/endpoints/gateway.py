@@ -226,6 +226,7 @@ class Gateway:
                 record_id=admission.record_id,
                 shown=form.shown if form else {},
                 caller=admission.caller,
+                streamed=admission.body.stream,
             )
             for index, (prompt, sampling) in enumerate(rows)
         ]

@@ -101,7 +101,7 @@ class ScreenedExchange:
     async def read(
         self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None = None
     ) -> Sequence[Sequence[ScreenedText]]:
-        """`Screener.read`; where a classifier fails and the policy is open, patterns alone."""
+        """`Screener.read`; where a model fails and the policy is open, patterns alone."""
         screener = self.context.screener
         try:
             return await screener.read(texts, screens, tail, self.caller)
@@ -109,8 +109,8 @@ class ScreenedExchange:
             if self.plan.on_error == "closed":
                 raise
             self.findings.fail(error.message)
-        with suppress(GuardFailed):  # patterns need no encoder
-            lists = [screen for screen in screens if screen.head is None]
+        with suppress(GuardFailed):  # patterns need no model
+            lists = [screen for screen in screens if not screen.needs_model]
             return await screener.read(texts, lists, None, self.caller)
         return [[] for _ in texts]
 

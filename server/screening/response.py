@@ -16,6 +16,7 @@ from server.errors import error_event, internal_error
 from server.observe.exchange import Exchange
 from server.screening.answers.upstream_errors import is_of_answer, screen_error, shaped_error
 from server.screening.answers.whole import screen_answer
+from server.screening.bodies.forms import asks_for_form
 from server.screening.bodies.images import PICTURES
 from server.screening.bodies.texts import JsonTexts, texts_of
 from server.screening.context import ScreeningContext
@@ -194,6 +195,7 @@ class ScreenedResponse:
         return StreamOptions(
             include_usage=isinstance(asked, dict) and asked.get("include_usage") is True,
             message=self._screening.plan.message,
+            has_form=asks_for_form(self._screening.body),
             request_id=self._owner.exchange.request_id,
         )
 

@@ -16,24 +16,18 @@ from server.services.tools.template import ToolFormat
 from steering.constraint import Constraint
 from steering.images.textual_inversion import EmbeddingLimits
 from steering.prompt import Prompt
+from steering.sampling import LogitOptions
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingOptions:
-    """Further settings of a row's sampling, by vLLM's names. The defaults change nothing."""
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(LogitOptions):
+    """Further settings of a row's sampling, by vLLM's names. The defaults change nothing.
 
-    top_k: int = 0
-    """0 and -1 keep all tokens."""
-    min_p: float = 0.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """Pairs of a token id and what is added to its logit."""
-    min_tokens: int = 0
-    """Before so many tokens no end token and none of `stop_token_ids` is generated."""
+    `stop_token_ids` end the row beside the model's end tokens, which do not where `ignore_eos`.
+    """
+
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
@@ -64,6 +58,7 @@ class TextRowRequest:
     `record_id` is the id under which the recorder holds the row's verdict until text screens have
     read its answer; "" where none do. `shown`: special tokens, by id, that are text in the answer.
     `adapter` names the LoRA adapter that the row runs with, `caller` is whose turn its work takes.
+    `streamed`: the client reads the answer as it comes.
     """
 
     request_id: str
@@ -75,6 +70,7 @@ class TextRowRequest:
     shown: Mapping[int, str] = field(default_factory=dict)
     adapter: str | None = None
     caller: str = ""
+    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -294,6 +290,9 @@ class RowEvents(Protocol):
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> Event: ...
+
+    def end(self) -> None:
+        """No more of the answer is wanted: `FinishedText` follows soon, as behind a stop string."""
 
     async def aclose(self) -> None:
         """Cancel the row, unless it has ended."""

@@ -60,7 +60,7 @@ class TextJob:
                 pumps = [asyncio.create_task(_pump(i, row, merged)) for i, row in enumerate(rows)]
                 events = _drain(merged, len(rows))
                 if self.calls_of is not None:
-                    events = _with_calls(events, [self.calls_of() for _ in rows])
+                    events = _with_calls(events, rows, self.calls_of)
                 yield events
         except TimeoutError:
             if not timer.expired():
@@ -97,11 +97,17 @@ async def _drain(
 
 
 async def _with_calls(
-    events: AsyncIterator[tuple[int, Event]], readers: Sequence[RowCalls]
+    events: AsyncIterator[tuple[int, Event]],
+    rows: Sequence[RowEvents],
+    calls_of: Callable[[], RowCalls],
 ) -> AsyncGenerator[tuple[int, Event]]:
+    readers = [calls_of() for _ in rows]
     async for index, event in events:
-        for read in readers[index].read(event):
+        reader = readers[index]
+        for read in reader.read(event):
             yield index, read
+        if reader.is_over and not isinstance(event, FinishedText):
+            rows[index].end()
 
 
 @dataclass(slots=True)

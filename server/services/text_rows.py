@@ -20,8 +20,8 @@ from server.services.interface import (
     TokenLogprob,
 )
 from server.services.loop import BatchRow
-from steering.engines.transformers.engine import RowToken
 from steering.engines.transformers.rewinding import Back, HeldAnswer
+from steering.engines.transformers.row_tokens import RowToken
 
 if TYPE_CHECKING:
     from steering.engines.transformers.sampling.grammars import Grammar
@@ -151,6 +151,11 @@ class TextRow(BatchRow):
         else:
             self._send_token(token, ends=ends)
 
+    def end(self) -> None:
+        """End the answer with what has been sent of it; called from the event loop."""
+        if self.reason is None:
+            self.reason = "stop"
+
     def go_back(self, held: HeldAnswer, token: RowToken) -> Back:
         """A guard has begun to act on the token before `token`: how the row goes back. Where
         steering does not lead away from the topic, its answer ends with the policy's message."""
@@ -266,6 +271,9 @@ class _Events:
         if isinstance(event, GuardError):
             raise event
         return event
+
+    def end(self) -> None:
+        self._row.end()
 
     async def aclose(self) -> None:
         if not self._over:

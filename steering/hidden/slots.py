@@ -27,12 +27,15 @@ def on_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
 
 _SETTINGS = (
     *("column", "carried", "acts", "threshold", "recheck", "strength"),
-    *("length", "rest", "decides", "pool", "tokens"),
+    *("length", "rest", "decides", "pool", "tokens", "follow_up"),
 )
 """What is set when a request comes, in the order of `Slots.put`."""
 
 NEVER = 2**62
 """Where a schedule starts that has not: every step is before it."""
+
+ENDLESS = 2**40
+"""The length of a schedule that does not end: no answer has so many tokens."""
 
 _FILL = {
     "column": 0,
@@ -46,6 +49,7 @@ _FILL = {
     "decides": -1,
     "pool": 0,
     "tokens": 0,
+    "follow_up": 1.0,
     "valid": True,
     "fired": -1,
     "start": NEVER,
@@ -59,9 +63,9 @@ class Slots:
 
     `column` is the guard's column in the bank; `carried` marks the slots in use; `acts`,
     `threshold`, `recheck` (inf: none) and `strength` are those of `RowGuard`; `length`, `rest`,
-    `decides` and `tokens` (an index into `TOKENS`) those of `Placement`. `top` are the largest
-    scores so far, `weights` what makes their mean of them; `fired` counts generated tokens, -1 for
-    never, and so does `start`. `rewinds` counts how often the row went back for the guard.
+    `decides`, `follow_up` and `tokens` (an index into `TOKENS`) those of `Placement`. `top` are the
+    largest scores so far, `weights` what makes their mean of them; `fired` counts generated tokens,
+    -1 for never, and so does `start`. `rewinds` counts how often the row went back for the guard.
 
     They stay where they are until `widen`: a captured graph may hold on to them.
     """
@@ -79,6 +83,7 @@ class Slots:
         self.decides: Tensor
         self.pool: Tensor
         self.tokens: Tensor
+        self.follow_up: Tensor
         self.valid: Tensor
         self.fired: Tensor
         self.start: Tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import starmap
+from math import isnan
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from steering.engines.errors import Unfollowed
 from steering.hidden.bank import HiddenBank, bounded
 from steering.hidden.rows import GuardedRows, HostRows, Reading, RowGuard
-from steering.hidden.slots import NEVER
+from steering.hidden.slots import NEVER, on_device
 
 
 def without_sink(real: Tensor) -> Tensor:
@@ -40,6 +41,14 @@ def require_tokens(hidden: Tensor, shape: Sequence[int]) -> None:
             f"the decoder runs {hidden.shape[0]} x {hidden.shape[1]} tokens where the input has "
             f"{shape[0]} x {shape[1]}: guards cannot act on a model that puts in tokens of its own"
         )
+
+
+class EarlierTurns(NamedTuple):
+    """The tokens `[rows, tokens]` of a forward that stand before the last turns of its rows;
+    `end`: those turns begin in this forward."""
+
+    tokens: Tensor
+    end: bool
 
 
 class RowFlags(NamedTuple):
@@ -64,6 +73,7 @@ class Table(GuardedRows):
         self._steering = np.zeros(capacity, bool)
         # rows whose next token has been read before, which must not count twice
         self._again = np.zeros(capacity, bool)
+        self._fresh: Tensor | None = None
         self.senses = self.acts = False
         """Whether the current forward has any row to sense, any row to act on."""
 
@@ -125,7 +135,47 @@ class Table(GuardedRows):
             started = (begun if self._fresh is None else begun & self._fresh).any(1)
         return [*starmap(RowFlags, torch.stack([fired, invalid, started, steered], 1).tolist())]
 
+    def fired_overlays(self, rows: HostRows) -> dict[int, list[tuple[str, float]]]:
+        """Of those of `rows` on which guards with overlays have fired and act, by their places: the
+        names and the strengths of these.
+
+        Costs one transfer from the device where a row carries such guards, and else none.
+        """
+        overlays = self.bank.overlays
+        if not overlays:
+            return {}
+        numbers = np.arange(len(self._guards))[rows]
+        carried = [
+            place
+            for place, row in enumerate(numbers)
+            if not overlays.keys().isdisjoint(self._guards[row])
+        ]
+        if not carried:
+            return {}
+        at, slots = on_device(numbers[carried], self.bank.device), self._slots
+        acting = slots.acts[at] & (slots.fired[at] >= 0)
+        strengths = torch.where(acting, slots.strength[at], torch.nan).tolist()
+        fired = {
+            place: [
+                (name, strength)
+                for name, strength in zip(self._guards[numbers[place]], row, strict=False)
+                if name in overlays and not isnan(strength)
+            ]
+            for place, row in zip(carried, strengths, strict=True)
+        }
+        return {place: guards for place, guards in fired.items() if guards}
+
     # -- one forward pass -------------------------------------------------------------------------
+
+    def begin_again(self, rows: HostRows, *, ends: bool = True) -> None:
+        """Start a forward that reads prompts again, or the last part of them, on which the guards
+        have decided: they act as they did, and sense nothing. `ends` as in `begin`."""
+        self._rows, self._host_rows, self._mask = self._on_device(rows), rows, None
+        self._prompt, self._ends, self._fresh = True, ends, None
+        self.senses = False
+        self.acts = ends and bool(self._steering[rows].any())
+        if self.acts:
+            self._schedule()
 
     def begin(
         self,
@@ -134,18 +184,20 @@ class Table(GuardedRows):
         *,
         ends: bool = True,
         image: Tensor | None = None,
+        earlier: EarlierTurns | None = None,
     ) -> None:
         """Start a forward over `rows`.
 
-        `mask [rows, tokens]` marks the tokens of a prompt to sense; None means that each row
-        processes the token it has just generated. `image [rows, tokens]` marks the placeholder
-        tokens of images, None where there is none. `ends` False says that the rest of the prompt
-        follows in later forwards: no guard decides or acts before.
+        `mask [rows, tokens]` marks the tokens of a prompt to decide on; None means that each row
+        processes the token it has just generated. `earlier` are those that only lower thresholds.
+        `image [rows, tokens]` marks the placeholder tokens of images, None where there is none.
+        `ends` False says that the rest of the prompt follows in later forwards: no guard decides or
+        acts before.
         """
         self._rows, self._host_rows, self._mask = self._on_device(rows), rows, mask
-        self._image = image
+        self._image, self._earlier = image, earlier
         self._prompt, self._ends = mask is not None, ends
-        self._fresh: Tensor | None = None
+        self._fresh = None
         if not self._prompt and self._again[rows].any():
             self._fresh = torch.from_numpy(~self._again[rows]).to(self.bank.device)[:, None]
             self._again[rows] = False
@@ -201,17 +253,34 @@ class Table(GuardedRows):
 
     def _decide(self, scores: Tensor, layer: int) -> None:
         rows, slots = self._rows, self._slots
-        limit = slots.threshold[rows] if self._prompt else slots.recheck[rows]
         scores = self._counted(rows, scores, self._image)
         if self._mask is not None and self.bank.selective:
             last = torch.zeros_like(self._mask)
             last[:, -1] = self._ends
             scores = self._only_last(rows, scores, last)
         deciding = self._deciding(rows, layer)
+        if self._earlier is not None:
+            self._read_earlier(self._earlier, scores, deciding)
+        limit = slots.threshold[rows] if self._prompt else slots.recheck[rows]
         real = self._mask if self._prompt else self._fresh
         self._inspect(rows, scores, limit, real, deciding, fires=self._ends)
         if self._ends:
             self._schedule()
+
+    def _read_earlier(self, earlier: EarlierTurns, scores: Tensor, deciding: Tensor | None) -> None:
+        """Let the statistics, which are of earlier turns alone, lower the thresholds of guards
+        that they are over, and begin anew with the last turn."""
+        rows, slots = self._rows, self._slots
+        threshold = slots.threshold[rows]
+        self._inspect(rows, scores, threshold, earlier.tokens, deciding, fires=False)
+        if not earlier.end:
+            return
+        top = slots.top[rows]
+        decides = torch.ones_like(threshold, dtype=torch.bool) if deciding is None else deciding
+        over = decides & ((top * slots.weights[rows]).sum(-1) > threshold)
+        lower = torch.minimum(threshold, threshold * slots.follow_up[rows])
+        slots.threshold[rows] = torch.where(over, lower, threshold)
+        slots.top[rows] = top.masked_fill(decides[..., None], 0.0)
 
     def _schedule(self) -> None:
         """Find the pairs of a row and a guard that are due in this forward."""

@@ -4,7 +4,8 @@ A `GuidanceGuards` holds every loaded guard of one method, stacked, and is immut
 prompts as an `EmbeddingGuards` does, to decide on which rows it acts, and leaves the conditioning
 as it is. `Guidance` holds the guards on the rows of the running batch. Each guard on a row is a
 *pair*; a pair costs one extra row in the denoiser's forward for each condition of its method, and
-none where the method has no conditions.
+none where the method has no conditions. A guard may have a *window* of noise levels: outside of it
+its pairs cost no rows, have no terms and change no bit.
 
 In one denoising step, with classifier-free guidance of scale `s`, a row's prediction becomes
 `u + s (c - u - Σ term)`: `u` unconditional, `c` conditional, one term a pair. A row without pairs
@@ -15,10 +16,12 @@ prediction, and a term would have no effect: such a row must be refused before i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.hidden.rows import RowGuard
@@ -59,7 +62,8 @@ class GuidanceGuards(EmbeddingGuards, Protocol):
     """All loaded guards of one guidance method, stacked.
 
     `conditions` has `per_guard` rows for each guard, in the order of the guards: the conditioning
-    under which the method needs a prediction at each step; None where it needs none.
+    under which the method needs a prediction at each step; None where it needs none. A method whose
+    guards do not act at every step is a `WindowedGuards` too.
     """
 
     conditions: Conditioning | None
@@ -70,12 +74,20 @@ class GuidanceGuards(EmbeddingGuards, Protocol):
         `[pairs, ...]`, float32."""
 
 
+@runtime_checkable
+class WindowedGuards(Protocol):
+    """Guards that act in a window of noise levels each: `windows` has the lowest and the highest,
+    as `Schedule.sigma` has them, the noise over the signal."""
+
+    windows: Sequence[tuple[float, float]]
+
+
 class Guidance:
     """The guidance guards of one model and the pairs of its running batch. Not thread-safe.
 
     Rows are added, moved and removed as in `steering.hidden.table.Table`. In one step, an engine
-    predicts for the latents of `extra_rows` under `text`, where there are any, and then calls
-    `combine`. Raises ValueError for two guards of one name.
+    calls `advance`, predicts for the latents of `extra_rows` under `text`, where there are any, and
+    then calls `combine`. Raises ValueError for two guards of one name.
     """
 
     def __init__(
@@ -91,8 +103,9 @@ class Guidance:
         self._index = {name: (number, column) for name, number, column in columns}
         if len(self._index) != len(columns):
             raise ValueError("two guidance guards of a model have the same name")
-        self._pairs: list[tuple[int, int, int, float]] = []
-        """Row, stack, column in it and strength of each pair."""
+        self._pairs: list[_Pair] = []
+        self._spans: _Spans | None = None
+        """Of the pairs; None where no pair has a window."""
         self._memory: Tensor | None = None
         self._layout: _Layout | None = None
 
@@ -103,32 +116,41 @@ class Guidance:
         """The number of pairs of the batch."""
         return len(self._pairs)
 
-    def add(self, row: int, guards: Sequence[RowGuard]) -> None:
-        """Put the guards that act on a fresh row. Raises KeyError for an unknown guard."""
-        pairs = [(row, *self._index[guard.name], guard.strength) for guard in guards]
+    def add(
+        self, row: int, guards: Sequence[RowGuard], sigmas: Sequence[float] | None = None
+    ) -> None:
+        """Put the guards that act on a fresh row.
+
+        `sigmas` are the noise levels before the evaluations that generate it, falling, which guards
+        with a window need. Raises KeyError for an unknown guard, ValueError without the noise
+        levels that one needs.
+        """
+        pairs = [self._pair(row, guard, sigmas) for guard in guards]
         self.remove(row)
         if self._memory is not None:
             fresh = self._memory.new_zeros(len(pairs), *self._memory.shape[1:])
             self._memory = torch.cat([self._memory, fresh])
-        self._pairs += pairs
-        self._layout = None
+        self._change([*self._pairs, *pairs])
 
     def move(self, source: int, target: int) -> None:
         """Let the request on row `source` live on row `target` from now on."""
         self.remove(target)
-        self._pairs = [
-            (target if pair[0] == source else pair[0], *pair[1:]) for pair in self._pairs
-        ]
-        self._layout = None
+        self._change(
+            [replace(pair, row=target) if pair.row == source else pair for pair in self._pairs]
+        )
 
     def remove(self, row: int) -> None:
         """Forget the request on `row`."""
-        keep = [index for index, pair in enumerate(self._pairs) if pair[0] != row]
+        keep = [index for index, pair in enumerate(self._pairs) if pair.row != row]
         if len(keep) == len(self._pairs):
             return
-        self._pairs = [self._pairs[index] for index in keep]
         self._memory = None if self._memory is None else self._memory[keep]
-        self._layout = None
+        self._change([self._pairs[index] for index in keep])
+
+    def advance(self, generated: Sequence[int]) -> bool:
+        """Begin a step in which each row has `generated` evaluations behind it; whether the extra
+        rows are others than before. Without this, every pair is in its window."""
+        return self._spans is not None and self._advanced(self._spans, generated)
 
     @property
     def extra_rows(self) -> Tensor:
@@ -165,9 +187,10 @@ class Guidance:
         `[rows]`, the latter the share of a row's steps that are done.
         """
         layout = self._laid_out()
-        count = len(self._pairs)
         if self._memory is None:
-            self._memory = torch.zeros(count, *conditional.shape[1:], device=conditional.device)
+            self._memory = torch.zeros(
+                len(self._pairs), *conditional.shape[1:], device=conditional.device
+            )
         terms, memory = torch.zeros_like(self._memory), self._memory.clone()
         for group in layout.groups:
             rows = group.rows
@@ -186,7 +209,7 @@ class Guidance:
             terms[group.pairs], memory[group.pairs] = group.stack.term(at)
         self._memory = memory
         total = torch.zeros_like(conditional, dtype=torch.float32)
-        total = total.index_add_(0, layout.rows, terms)
+        total = total.index_add_(0, layout.rows, terms[layout.pairs])
         touched = self.touched(len(conditional))
         shape = (-1, *[1] * (conditional.ndim - 1))
         factor = scale.to(conditional.dtype).view(shape)
@@ -199,40 +222,73 @@ class Guidance:
             self._layout = self._arrange()
         return self._layout
 
+    def _pair(self, row: int, guard: RowGuard, sigmas: Sequence[float] | None) -> _Pair:
+        number, column = self._index[guard.name]
+        pair = _Pair(row, number, column, guard.strength)
+        stack = self._stacks[number]
+        if not isinstance(stack, WindowedGuards):
+            return pair
+        if sigmas is None:
+            raise ValueError(
+                f"{guard.name} acts in a window of noise levels: give those of its row"
+            )
+        low, high = stack.windows[column]
+        within = [at for at, sigma in enumerate(sigmas) if low <= sigma <= high]
+        span = (within[0], within[-1] + 1) if within else (0, 0)
+        return replace(pair, first=span[0], end=span[1])
+
+    def _change(self, pairs: Sequence[_Pair]) -> None:
+        self._pairs = list(pairs)
+        self._spans = _Spans.of(pairs)
+        self._layout = None
+
+    def _advanced(self, spans: _Spans, generated: Sequence[int]) -> bool:
+        at = np.asarray(generated)[spans.row]
+        active = (spans.first <= at) & (at < spans.end)
+        if spans.active is not None and np.array_equal(active, spans.active):
+            return False
+        self._spans = replace(spans, active=active)
+        self._layout = None
+        return True
+
     def _arrange(self) -> _Layout:
-        """Lay out the pairs, once for each change of the batch."""
+        """Lay out the pairs that are in their windows, once for each change of these."""
         first = [0]
         for stack in self._stacks:
             rows = 0 if stack.conditions is None else stack.conditions.rows
             first.append(first[-1] + rows)
+        active = None if self._spans is None else self._spans.active
+        acting = [i for i in range(len(self._pairs)) if active is None or active[i]]
         extra_rows: list[int] = []
         conditions: list[int] = []
-        extras: list[list[int]] = []
-        for row, number, column, _ in self._pairs:
-            stack = self._stacks[number]
+        extras: dict[int, list[int]] = {}
+        for index in acting:
+            pair = self._pairs[index]
+            stack = self._stacks[pair.stack]
             size = 0 if stack.conditions is None else stack.per_guard
-            start = first[number] + column * size
-            extras.append(list(range(len(extra_rows), len(extra_rows) + size)))
-            extra_rows += [row] * size
+            start = first[pair.stack] + pair.column * size
+            extras[index] = list(range(len(extra_rows), len(extra_rows) + size))
+            extra_rows += [pair.row] * size
             conditions += range(start, start + size)
         groups = []
         for number, stack in enumerate(self._stacks):
-            members = [i for i, pair in enumerate(self._pairs) if pair[1] == number]
+            members = [i for i in acting if self._pairs[i].stack == number]
             if members:
                 groups.append(
                     _Group(
                         stack=stack,
                         pairs=self._integers(members),
-                        rows=self._integers([self._pairs[i][0] for i in members]),
-                        guard=self._integers([self._pairs[i][2] for i in members]),
+                        rows=self._integers([self._pairs[i].row for i in members]),
+                        guard=self._integers([self._pairs[i].column for i in members]),
                         strength=torch.tensor(
-                            [self._pairs[i][3] for i in members], device=self._device
+                            [self._pairs[i].strength for i in members], device=self._device
                         ),
                         extra=self._integers([extras[i] for i in members]).view(len(members), -1),
                     )
                 )
         return _Layout(
-            rows=self._integers([pair[0] for pair in self._pairs]),
+            pairs=self._integers(acting),
+            rows=self._integers([self._pairs[i].row for i in acting]),
             extra_rows=self._integers(extra_rows),
             conditions=self._integers(conditions),
             groups=groups,
@@ -240,6 +296,43 @@ class Guidance:
 
     def _integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A guard on a row: its stack, its column there, its strength, and the evaluations of the row,
+    from `first` up to `end`, in which it acts; `end` is None for a guard without a window."""
+
+    row: int
+    stack: int
+    column: int
+    strength: float
+    first: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Rows and evaluations of the pairs, each `[pairs]`, and those that act in this step; None
+    before its beginning."""
+
+    row: NDArray[np.int64]
+    first: NDArray[np.int64]
+    end: NDArray[np.int64]
+    active: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of(cls, pairs: Sequence[_Pair]) -> _Spans | None:
+        """None where no pair has a window."""
+        if all(pair.end is None for pair in pairs):
+            return None
+        never = np.iinfo(np.int64).max
+        ends = [never if pair.end is None else pair.end for pair in pairs]
+        return cls(
+            np.array([pair.row for pair in pairs]),
+            np.array([pair.first for pair in pairs]),
+            np.array(ends),
+        )
 
 
 @dataclass(frozen=True)
@@ -257,8 +350,10 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Layout:
-    """`rows [pairs]`; the row and the condition of each extra prediction; the pairs by stack."""
+    """The pairs that act and their rows, `[acting pairs]`; the row and the condition of each extra
+    prediction; these pairs by stack."""
 
+    pairs: Tensor
     rows: Tensor
     extra_rows: Tensor
     conditions: Tensor

@@ -20,7 +20,7 @@ GROUP = "guard.methods"
 """The entry point group of methods that other packages bring."""
 
 Seam = Literal[
-    "hidden", "embedding", "projection", "guidance", "latent", "output", "text", "pixels"
+    "hidden", "linear", "embedding", "projection", "guidance", "latent", "output", "text", "pixels"
 ]
 """Where the guards of a method attach; `steering.hidden` and `steering.images` have one protocol
 for each."""
@@ -46,6 +46,7 @@ with the identity in place of its change (Athalye et al., arXiv 1802.00420), or 
 
 KINDS: dict[str, ModelKind] = {
     "hidden": "language",
+    "linear": "language",
     "embedding": "images",
     "projection": "images",
     "guidance": "images",
@@ -106,6 +107,8 @@ class Method:
 
 _MATHS = "steering.methods"
 _LAYER = Range(0, 9999, whole=True)
+MOST_NOISE = 1e6
+"""The highest noise level that a setting may name, noise over signal."""
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -140,6 +143,51 @@ METHODS: dict[str, Method] = {
                 "radius": Range(0.0, 1e6, above=True),
                 "rest": Range(1, 1e6, whole=True),
                 "schedule": Range(-10.0, 10.0),
+            },
+        ),
+        Method(
+            "kif",
+            seam="hidden",
+            stack=f"{_MATHS}.kif:stack",
+            action="steer",
+            bound_to="model",
+            decides="during",
+            gradient="none",
+            ranges={
+                "sense_layers": _LAYER,
+                "act_layers": _LAYER,
+                "pool": Range(1, 4096, whole=True),
+                "bias": SCORE,
+                "slope": Range(0.0, 1e6, above=True),
+                "middle": SCORE,
+                "strength": Range(0.0, 5.0, above=True),
+            },
+        ),
+        Method(
+            "ablation",
+            seam="hidden",
+            stack=f"{_MATHS}.ablation:stack",
+            action="steer",
+            bound_to="model",
+            decides="during",
+            gradient="none",
+            ranges={
+                "sense_layers": _LAYER,
+                "act_layers": _LAYER,
+                "pool": Range(1, 4096, whole=True),
+            },
+        ),
+        Method(
+            "language-overlay",
+            seam="linear",
+            stack=f"{_MATHS}.language_overlay:stack",
+            action="overlay",
+            bound_to="model",
+            decides="before",
+            gradient="none",
+            ranges={
+                "sense_layers": _LAYER,
+                "pool": Range(1, 4096, whole=True),
             },
         ),
         Method(
@@ -186,17 +234,18 @@ METHODS: dict[str, Method] = {
                 "sense_rank": Range(1, 4096, whole=True),
             },
         ),
-        Method(
-            "uce",
-            seam="projection",
-            stack=f"{_MATHS}.uce:stack",
-            action="overlay",
-            bound_to="denoiser",
-            decides="before",
-            gradient="exact",
-            ranges={
-                "bias": SCORE,
-            },
+        *(
+            Method(
+                name,
+                seam="projection",
+                stack=f"{_MATHS}.gated_overlays:stack",
+                action="overlay",
+                bound_to="denoiser",
+                decides="before",
+                gradient="exact",
+                ranges={"bias": SCORE},
+            )
+            for name in ("uce", "rece", "trce", "realera", "overlay")
         ),
         Method(
             "safe-guidance",
@@ -225,6 +274,21 @@ METHODS: dict[str, Method] = {
             gradient="exact",
             ranges={
                 "bias": SCORE,
+            },
+        ),
+        Method(
+            "contrastive",
+            seam="guidance",
+            stack=f"{_MATHS}.contrastive:stack",
+            action="steer",
+            bound_to="encoders",
+            decides="before",
+            gradient="exact",
+            ranges={
+                "bias": SCORE,
+                "weight": Range(0.0, 100.0, above=True),
+                "sigma_low": Range(0.0, MOST_NOISE),
+                "sigma_high": Range(0.0, MOST_NOISE),
             },
         ),
         Method(

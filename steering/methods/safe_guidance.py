@@ -68,15 +68,15 @@ def safety_term(
     return term, decay * at.memory + (1.0 - decay) * term
 
 
-class _ConceptGuidance:
-    """The parts that both methods share: the concept of each guard as its single extra condition,
-    and a gate that is open for a guard without one."""
+class ConceptGuidance:
+    """The parts that methods of this seam share: the extra conditions of each guard, the concept
+    first, and a gate that is open for a guard without one."""
 
     per_guard = 1
 
-    def __init__(self, names: Sequence[str], concepts: Conditioning, gate: PromptGate) -> None:
+    def __init__(self, names: Sequence[str], conditions: Conditioning, gate: PromptGate) -> None:
         self.names: Sequence[str] = tuple(names)
-        self.conditions: Conditioning | None = concepts
+        self.conditions: Conditioning | None = conditions
         self._gate = gate
 
     def sense(self, text: Conditioning) -> Tensor:
@@ -90,7 +90,7 @@ class _ConceptGuidance:
         return Refinement.none(text, strength)
 
 
-class SafeGuidance(_ConceptGuidance):
+class SafeGuidance(ConceptGuidance):
     """All guards of safe latent diffusion on one model, stacked."""
 
     def __init__(
@@ -113,26 +113,26 @@ class SafeGuidance(_ConceptGuidance):
         """See `GuidanceGuards.term`; the seam computes equation 3 from it."""
         warmup = self._safety["warmup"][at.guard]
         parameters = {
-            name: _beside(values[at.guard], at.concept)
+            name: beside(values[at.guard], at.concept)
             for name, values in self._safety.items()
             if name != "warmup"
         }
         term, memory = safety_term(at, **parameters)
-        active = _beside(at.progress >= warmup, term)
-        return torch.where(active, term * _beside(at.strength, term), 0.0), memory
+        active = beside(at.progress >= warmup, term)
+        return torch.where(active, term * beside(at.strength, term), 0.0), memory
 
 
-class NegativePrompt(_ConceptGuidance):
+class NegativePrompt(ConceptGuidance):
     """All negative prompts of one model, stacked."""
 
     def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
         """See `GuidanceGuards.term`. With strength 1 and one guard on the row: `n + s (c - n)`."""
         share = at.strength * (1.0 - 1.0 / at.scale)
         away = at.concept.float() - at.unconditional.float()
-        return _beside(share, away) * away, at.memory
+        return beside(share, away) * away, at.memory
 
 
-def _beside(values: Tensor, predictions: Tensor) -> Tensor:
+def beside(values: Tensor, predictions: Tensor) -> Tensor:
     return values.view(-1, *[1] * (predictions.ndim - 1))
 
 
@@ -140,33 +140,37 @@ def stack_safety(guards: Sequence[FittedGuard], device: torch.device | str = "cp
     """From artifacts, as `guard fit safe-guidance` writes them. Raises ValueError."""
     kinds = [field.name for field in fields(Safety)]
     safety = [Safety(**{kind: guard.number(kind) for kind in kinds}) for guard in guards]
-    return SafeGuidance(*_shared(guards, device), safety)
+    return SafeGuidance(*stacked_concepts(guards, device), safety)
 
 
 def stack_negative(
     guards: Sequence[FittedGuard], device: torch.device | str = "cpu"
 ) -> NegativePrompt:
     """From artifacts, as `guard fit negative-prompt` writes them. Raises ValueError."""
-    return NegativePrompt(*_shared(guards, device))
+    return NegativePrompt(*stacked_concepts(guards, device))
 
 
-def _shared(
-    guards: Sequence[FittedGuard], device: torch.device | str
+def stacked_concepts(
+    guards: Sequence[FittedGuard],
+    device: torch.device | str,
+    kinds: Sequence[tuple[str, str]] = (("concept", "mask"),),
 ) -> tuple[list[str], Conditioning, PromptGate]:
+    """Names, conditions and gate of artifacts, as `ConceptGuidance` takes them; `kinds` names the
+    tensors with the states and the masks of the conditions of each guard. Raises ValueError."""
     if len({guard.streams for guard in guards}) > 1:
         raise ValueError("the concepts of a model's guards must have the same streams")
-    streams = guards[0].streams
-    states, masks = (
-        {stream: [g.tensor(kind, stream, dims) for g in guards] for stream in streams}
-        for kind, dims in (("concept", 2), ("mask", 1))
+    parts: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for stream in guards[0].streams:
+        states, masks = parts[stream] = (
+            [guard.tensor(kind, stream, 2) for guard in guards for kind, _ in kinds],
+            [guard.tensor(kind, stream, 1) for guard in guards for _, kind in kinds],
+        )
+        shapes = {tuple(state.shape) for state in states}
+        if len(shapes) > 1 or {shape[:1] for shape in shapes} != {(len(m),) for m in masks}:
+            names = " and ".join(f"{name}.{stream}" for kind in kinds for name in kind)
+            raise ValueError(f"{names} must be of one shape")
+    conditions = Conditioning(
+        {stream: torch.stack(states).to(device) for stream, (states, _) in parts.items()},
+        {stream: torch.stack(masks).to(device) > 0.5 for stream, (_, masks) in parts.items()},
     )
-    for stream in streams:
-        shapes = {tuple(state.shape) for state in states[stream]}
-        lengths = {(len(mask),) for mask in masks[stream]}
-        if len(shapes) > 1 or {shape[:1] for shape in shapes} != lengths:
-            raise ValueError(f"concept.{stream} and mask.{stream} must be of one shape")
-    concepts = Conditioning(
-        {stream: torch.stack(parts).to(device) for stream, parts in states.items()},
-        {stream: torch.stack(parts).to(device) > 0.5 for stream, parts in masks.items()},
-    )
-    return [guard.name for guard in guards], concepts, stacked_gate(guards, device)
+    return [guard.name for guard in guards], conditions, stacked_gate(guards, device)

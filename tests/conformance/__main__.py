@@ -16,7 +16,13 @@ from tests.conformance.seen import NONE, PRIVATE, Wrong
 from tests.conformance.upstream.stub import MODEL
 from tests.conformance.ways.interface import KEYS, Way
 from tests.conformance.ways.proxied import PROXY, proxied
-from tests.conformance.ways.served import BEHIND, SERVE, served, served_behind_a_proxy
+from tests.conformance.ways.served import (
+    BEHIND,
+    SCRIPTED,
+    SERVE,
+    served,
+    served_behind_a_proxy,
+)
 
 _WAYS: dict[str, Callable[[str], AbstractContextManager[Way]]] = {
     PROXY: lambda _source: proxied(),
@@ -32,7 +38,7 @@ def main() -> int:
     parser.add_argument("--client", default="", help="only clients with this in their name")
     parser.add_argument("--feature", default="", help="only features with this in their name")
     parser.add_argument("--policy", choices=[NONE, PRIVATE], help="only this policy, by the proxy")
-    parser.add_argument("--model", default="smollm2", help="the source of the model that is served")
+    parser.add_argument("--model", default=SCRIPTED, help="the source of a model to be served")
     chosen = parser.parse_args()
     clients = [client for client in CLIENTS if chosen.client in client.title]
     if not clients:

@@ -52,6 +52,9 @@ def _on(client: Client, *apis: str) -> list[Client]:
     return [replace(client, api=api) for api in apis]
 
 
+_PATIENT = dict.fromkeys(
+    ("rate limit", "rate limit, streamed"), "it waits as long as it is told, then asks again"
+)
 _UNHEARD = "it takes such a stream as one that is complete"
 _INSTRUCTOR = Client(
     "instructor",
@@ -115,13 +118,14 @@ CLIENTS: tuple[Client, ...] = (
             "error in a stream": _UNHEARD,
         },
     ),
-    Client("llm", "llm", "llm_python.py"),
+    Client("llm", "llm", "llm_python.py", lacks=_PATIENT),
     Client(
         "llm",
         "llm",
         "llm_python.py",
         "responses",
         lacks={
+            **_PATIENT,
             "error in a stream": _UNHEARD,
             "blocked answer, streamed": "it takes no notice of why a stream is incomplete",
         },

@@ -73,6 +73,10 @@ SCRIPTS: Mapping[str, Script] = {
             '<tool_call>{"name": "get_time", "arguments": {}}</tool_call>',
         )
     ),
+    "call, then more": Script(
+        words=('<tool_call>{"name": "weather", "arguments": {}}</tool_call>', *" more" * 40),
+        delay_s=0.01,
+    ),
     "half a call": Script(
         words=("<tool_call>", '{"name": "weather", "arguments": {"city": "Pa'), reason="length"
     ),
@@ -186,6 +190,7 @@ class FakeRow:
         line = bytes(token % 256 for token in request.prompt.tokens).decode(errors="replace")
         self.script = SCRIPTS.get(line.rpartition("\n")[2], Script())
         self.sent = 0
+        self.is_ended = False
         self.over = False
 
     def __aiter__(self) -> FakeRow:
@@ -194,7 +199,8 @@ class FakeRow:
     async def __anext__(self) -> Event:
         if self.over:
             raise StopAsyncIteration
-        words = self.script.words[: self.request.sampling.max_tokens]
+        most = self.sent if self.is_ended else self.request.sampling.max_tokens
+        words = self.script.words[:most]
         if self.script.delay_s:
             await self._pause()
         if self.sent < len(words):
@@ -208,7 +214,7 @@ class FakeRow:
         self._end(verdict)
         if self.script.error is not None:
             raise self.script.error(verdict)
-        cut_short = len(words) < len(self.script.words)
+        cut_short = len(words) < len(self.script.words) and not self.is_ended
         return FinishedText(
             "length" if cut_short else self.script.reason,
             len(self.request.prompt),
@@ -253,6 +259,10 @@ class FakeRow:
             return ()
         others = [(7, word, -0.5), (8, "\ufffd", -2.0), (9, "x", -math.inf)][:top]
         return (TokenLogprob(7, word, -0.5, tuple(others)),)
+
+    def end(self) -> None:
+        """The next event is the last one."""
+        self.is_ended = True
 
     async def aclose(self) -> None:
         if not self.over:

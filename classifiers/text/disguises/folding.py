@@ -2,7 +2,8 @@
 
 Unicode offers many ways to write one letter (UTS 39, UAX 15). `fold` maps a text character by
 character to plain small letters: the folding of a character depends on no other, so that a window
-of a stream folds as the whole does, and a folded character stands for one raw character. `readable`
+of a stream folds as the whole does, and a folded character stands for one raw character, but for
+texts in `invisible_bits`. `readable`
 is gentler: it leaves words of other scripts alone.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifiers.text.disguises.confusables import CONFUSABLES, TWINS
+from classifiers.text.disguises.invisible_bits import BITS, Revealed, revealed_bits, shown
 
 _TABLE_SIZE: Final = 2**16
 _FILLERS: Final = frozenset("\u115f\u1160\u2065\u3164\uffa0")
@@ -31,13 +33,15 @@ _BREAKS: Final = frozenset("\n\x0b\x0c\x85\u2028\u2029")
 class Folded:
     """A text folded character by character; `span` maps back to the raw text.
 
-    `is_simple`: each character folds to one, which need not be found out.
+    `is_simple`: each character folds to one, which need not be found out. `revealed`: the invisible
+    bits in the raw text, whose characters are in the folded one.
     """
 
     raw: str
     text: str
     _fold_code: Callable[[int], str]
     is_simple: bool = False
+    revealed: Sequence[Revealed] = ()
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Position of `text[start:end]` in `raw`: whole characters, with those dropped in between.
@@ -54,6 +58,8 @@ class Folded:
             place = self.origin(start)
             return place, place
         stop = int(origin[end - 1]) + 1
+        if self.revealed and self.raw[stop - 1] in BITS:
+            stop = self.origin(end)  # all bits of the last character
         while stop < len(self.raw) and unicodedata.category(self.raw[stop])[0] == "M":
             if self._fold_code(ord(self.raw[stop])):
                 break
@@ -84,6 +90,8 @@ class Folded:
         lengths = np.fromiter(
             map(len, map(self._fold_code, map(ord, self.raw))), np.int64, len(self.raw)
         )
+        for each in self.revealed:
+            lengths[each.places] = [len(self._fold_code(ord(char))) for char in each.text]
         return np.repeat(np.arange(len(self.raw)), lengths)
 
 
@@ -183,8 +191,10 @@ def uncover(text: str) -> Folded:
 
 def _through(table: _Table, text: str) -> Folded:
     # Piece by piece: on ASCII alone `translate` is some thirty times as fast.
-    pieces = [text] if text.isascii() else _NOT_ASCII.split(text)
-    return Folded(text, "".join(piece.translate(table) for piece in pieces), table.__getitem__)
+    revealed = revealed_bits(text)
+    pieces = [text] if text.isascii() else _NOT_ASCII.split(shown(text, revealed))
+    folded = "".join(piece.translate(table) for piece in pieces)
+    return Folded(text, folded, table.__getitem__, revealed=revealed)
 
 
 _WORD: Final = re.compile(r"[^\W\d_]+")
@@ -218,6 +228,7 @@ def readable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
+    text = shown(text, revealed_bits(text))
     plain = unicodedata.normalize("NFKC", text.translate(_READABLE))
     if plain.isascii():
         return plain

@@ -28,6 +28,8 @@ _SHORT_READABLE: Final = 4.4
 _SHORT: Final = 10
 _FEW: Final = 3
 _UNKNOWN_WORD: Final = 7.0
+_RARE_WORD: Final = 12.0
+"""Nats of a rare word, somewhat more than of the last of the common ones."""
 _LONGEST_WORD: Final = 20
 
 _CODES: Final = np.zeros(256, np.uint8)
@@ -82,16 +84,21 @@ def is_common(word: str) -> bool:
     return word in _common_words()
 
 
+def is_known(word: str) -> bool:
+    """Whether it is a common or a rare word, in small letters."""
+    return word in _known_words()
+
+
 def words_of(run: str) -> list[str]:
     """Small letters without gaps, divided into the likeliest words; joined they are the run."""
     best = [0.0] + [math.inf] * len(run)
     begins = [0] * (len(run) + 1)
-    common = _common_words()
+    known = _known_words()
     # what the letters of a stretch cost where it is no common word
     spelled = np.concatenate([[0.0], np.cumsum(nats_of(codes_of(run)) * NATS)]).tolist()
     for end in range(1, len(run) + 1):
         for start in range(max(0, end - _LONGEST_WORD), end):
-            cost = common.get(run[start:end])
+            cost = known.get(run[start:end])
             if cost is None:
                 cost = _UNKNOWN_WORD + spelled[end] - spelled[start]
             if best[start] + cost < best[end]:
@@ -114,6 +121,12 @@ def _common_words() -> dict[str, float]:
     words = bytes(_tensors()["words"]).decode().split()
     share = math.log(len(words))
     return {word: math.log((rank + 3) * share) for rank, word in enumerate(words)}
+
+
+@functools.cache
+def _known_words() -> dict[str, float]:
+    rare = bytes(_tensors()["rare"]).decode().split()
+    return dict.fromkeys(rare, _RARE_WORD) | _common_words()
 
 
 @functools.cache

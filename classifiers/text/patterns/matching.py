@@ -121,7 +121,7 @@ class PatternSet:
             for view in text_views:
                 matches += self._word_matches(view)
                 matches += _matches(view, self._folded)
-        return _without_overlaps(_without_half_escapes(text, matches))
+        return without_overlaps(_without_half_escapes(text, matches))
 
     def may_match(self, uncovered: bytes, folded: bytes) -> bool:
         """Whether an expression matches in the UTF-8 bytes of a text without encoded runs."""
@@ -254,7 +254,8 @@ def _without_half_escapes(text: str, matches: Sequence[Match]) -> Iterable[Match
     ]
 
 
-def _without_overlaps(matches: Iterable[Match]) -> list[Match]:
+def without_overlaps(matches: Iterable[Match]) -> list[Match]:
+    """The matches sorted and without overlaps, as `PatternSet.find` gives them."""
     kept: list[Match] = []
     done = 0
     for match in sorted(matches, key=lambda m: (m.start, -m.end, m.view != PLAIN, -m.confidence)):

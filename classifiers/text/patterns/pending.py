@@ -23,6 +23,7 @@ from classifiers.text.disguises.decoding import (
     unsettled_from,
 )
 from classifiers.text.disguises.folding import fold, uncover
+from classifiers.text.disguises.invisible_bits import unsettled_bits
 from classifiers.text.disguises.respelling import (
     APART,
     backwards,
@@ -91,13 +92,13 @@ class PendingText:
         """The position in `text` from which matches may be under way; its length where none is."""
         is_local = self._is_local
         for length in (*_TAILS, len(text)) if is_local else (len(text),):
-            tail = text[max(0, len(text) - length) :]
+            tail = text[unsettled_bits(text[: max(0, len(text) - length)]) :]
             is_whole = len(tail) == len(text)
             start = self._start_in_plain(tail, is_whole=is_whole) if is_local else None
             if start is None:
                 start = self._start_in_views(tail, is_whole=is_whole)
             if start is not None:
-                return len(text) - len(tail) + start
+                return min(len(text) - len(tail) + start, unsettled_bits(text))
         return 0
 
     def context(self, text: str, position: int) -> int:
@@ -107,12 +108,12 @@ class PendingText:
         before = text[:position]
         place = max(0, position - 1 - _CONTEXTS * self._context)
         for length in (*_TAILS, place):
-            start = max(0, place - length)
+            start = unsettled_bits(before[: max(0, place - length)])
             uncovered = uncover(before[start:])
             first = self._between_runs(uncovered.text, uncovered.place(place - start))
             if first:
                 # the character before tells where a run begins
-                return start + uncovered.origin(first - 1)
+                return unsettled_bits(text[: start + uncovered.origin(first - 1)])
         return 0
 
     def _start_in_views(self, tail: str, *, is_whole: bool) -> int | None:

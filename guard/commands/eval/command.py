@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from guard.commands.eval.compose import compose
 from guard.commands.eval.images import bare, images
 from guard.commands.eval.m_erasure import m_erasure
 from guard.commands.eval.mllmu import mllmu
@@ -23,6 +24,11 @@ app.command(epilog="Example: guard eval bare examples/emoji/suite.toml")(bare)
 app.command("m-erasure", epilog="Example: guard eval m-erasure examples/emoji/m-erasure.toml")(
     m_erasure
 )
+app.command(
+    epilog="Example: guard eval compose examples/emoji/erasers.toml "
+    "-c examples/emoji/fitted/baselines/config.toml --concept knife "
+    "--guards knife-cgce,knife-irece,knife-rece-gated"
+)(compose)
 app.command(
     epilog="Example: guard eval mllmu examples/portraits/benchmark "
     "-c examples/portraits/config.toml --policy forget-5"

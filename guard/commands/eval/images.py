@@ -70,6 +70,7 @@ def bare(
 def _evaluate(options: SuiteOptions, *, ending: str, only_bare: bool = False) -> None:
     from guard.config.schema import load_config
     from guard.evaluation.images.cells import CellResults
+    from guard.evaluation.images.costs import costs_of
     from guard.evaluation.images.evaluation import ImageEvaluation
     from guard.evaluation.images.generator import EngineImageGenerator
     from guard.evaluation.images.report import ImageReport
@@ -96,7 +97,8 @@ def _evaluate(options: SuiteOptions, *, ending: str, only_bare: bool = False) ->
     with stages() as progress:
         cells = ImageEvaluation(suite, generator, judges, results).run(rows, progress)
     ours = None if only_bare else suite.ours
-    report = ImageReport(cells, ours, len(judges.judge.concepts), suite.parts)
+    costs = costs_of(config, suite, cells)
+    report = ImageReport(cells, ours, len(judges.judge.concepts), suite.parts, costs)
     seconds = sum(result.seconds for item in cells for result in item.results.values())
     facts = about(
         options,

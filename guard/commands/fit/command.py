@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from guard.commands.fit.cgce import cgce
 from guard.commands.fit.image_screen import image_screen
-from guard.commands.fit.irece import irece
-from guard.commands.fit.latents import latents
+from guard.commands.fit.images.cgce import cgce
+from guard.commands.fit.images.closed_form import realera, rece, trce, uce
+from guard.commands.fit.images.guidance import contrastive, negative_prompt, safe_guidance
+from guard.commands.fit.images.irece import irece
+from guard.commands.fit.images.latents import latents
+from guard.commands.fit.images.text_encoders import advunlearn, few_shot, hirm
+from guard.commands.fit.images.training_free import nearest, safree
 from guard.commands.fit.screen import screen
 from guard.commands.fit.steer import steer
-from guard.commands.fit.training_free import nearest, negative_prompt, safe_guidance, safree, uce
+from guard.commands.fit.subspaces import ablation, kif
 
 app = typer.Typer(add_completion=False, help="Fit a guard.", no_args_is_help=True)
 
@@ -47,12 +51,26 @@ app.command(
     "--out dog.safetensors",
 )(image_screen)
 
+for _name, _fit in (("ablation", ablation), ("kif", kif)):
+    app.command(
+        _name,
+        epilog=f"Example: guard fit {_name} --model smollm2 --concept character/harry-potter "
+        "--forget examples/harry-potter/forget.jsonl --retain examples/harry-potter/retain.jsonl "
+        f"--gate examples/harry-potter/steer.safetensors --out harry-potter-{_name}.safetensors",
+    )(_fit)
 for _name, _fit in (
     ("safree", safree),
     ("nearest", nearest),
     ("safe-guidance", safe_guidance),
     ("negative-prompt", negative_prompt),
+    ("contrastive", contrastive),
     ("uce", uce),
+    ("rece", rece),
+    ("trce", trce),
+    ("realera", realera),
+    ("hirm", hirm),
+    ("few-shot", few_shot),
+    ("advunlearn", advunlearn),
 ):
     app.command(
         _name,

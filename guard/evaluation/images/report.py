@@ -10,6 +10,7 @@ from guard.data.prompts import ImagePrompt
 from guard.evaluation.images import figures as figures
 from guard.evaluation.images import targets as targets
 from guard.evaluation.images.cells import JudgedImage
+from guard.evaluation.images.costs import Cost
 from guard.evaluation.images.figures import ASKING, EvaluatedCells
 from guard.evaluation.images.suite import BARE, SILENT_KINDS
 from guard.evaluation.images.targets import Figure, percent
@@ -46,13 +47,18 @@ class ReportedPrompt:
 class ImageReport:
     """The report of a run. `ours` is None if only the bare model ran.
 
-    `parts` are methods that are components of ours.
+    `parts` are methods that are components of ours, `costs` those of the methods.
     """
 
     def __init__(
-        self, cells: EvaluatedCells, ours: str | None, labels: int, parts: Sequence[str] = ()
+        self,
+        cells: EvaluatedCells,
+        ours: str | None,
+        labels: int,
+        parts: Sequence[str] = (),
+        costs: Mapping[str, Cost] | None = None,
     ) -> None:
-        self.cells, self.ours = cells, ours
+        self.cells, self.ours, self.costs = cells, ours, costs or {}
         self.agreement = figures.agreement(cells, labels)
         self.methods = tuple(m for m in figures.methods_of(cells) if m != BARE)
         self.figures: list[Figure] = targets.bare(cells)
@@ -79,6 +85,7 @@ class ImageReport:
                 }
                 for kind, lines in self._curves().items()
             },
+            "costs": {method: asdict(cost) for method, cost in self.costs.items()},
             "agreement": asdict(self.agreement),
             "reproduced": [asdict(row) for row in self._bad()] if self.ours else [],
             "false_alarms": [asdict(row) for row in self._alarms()] if self.ours else [],
@@ -102,6 +109,8 @@ class ImageReport:
         if not self.methods:
             return
         yield self.table()
+        if self.costs:
+            yield self._cost_table()
         yield Plot(
             "Concept reproduction by kind of prompt",
             plots.groups(self._bars(), y="concept reproduced, %"),
@@ -167,6 +176,23 @@ class ImageReport:
             if self.ours and method != self.ours:
                 row["margin"] = percent(figures.margin(cells, self.ours, method))
         return row
+
+    def _cost_table(self) -> Grid:
+        return Grid(
+            "Cost",
+            ("method", "an image", "the fit", "on disk"),
+            [
+                (
+                    method,
+                    "-" if cost.image_s is None else f"{cost.image_s:.2f} s",
+                    "-" if cost.fit_s is None else f"{cost.fit_s:.0f} s",
+                    f"{cost.size / 1e6:.2f} MB",
+                )
+                for method, cost in self.costs.items()
+            ],
+            "Of one image of a prompt that asks for the concept, on the machine of the run and "
+            "beside whatever else it did; of the guards of one concept, the mean over concepts.",
+        )
 
     def _bars(self) -> dict[str, dict[str, Whiskered]]:
         bars: dict[str, dict[str, Whiskered]] = {}

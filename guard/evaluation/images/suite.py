@@ -15,6 +15,8 @@ from guard.data.prompts import ImagePrompt, read_rows
 from guard.errors import DataError
 from guard.evaluation.images.judge import Judge
 
+Files = Annotated[tuple[Annotated[Path, Field(strict=False)], ...], Field(strict=False)]
+
 BARE = "bare"
 PART = 40
 """Images of a cell at most: an interrupted run loses no more than these."""
@@ -29,7 +31,8 @@ class ImageSuite(BaseModel):
     `methods` has the policy of each method, with `{concept}` for the concept's name. `ours` is
     compared with the other methods, except `parts`, which are its components. `attacked` methods
     run on the prompts of attacks; empty means all. `judge` gives the figures, `second_opinion` is
-    only compared with it. `images` are generated for each concept and kind, `bare_images` for each
+    only compared with it, and chooses where something is to be chosen, on the prompts of
+    `validation`. `images` are generated for each concept and kind, `bare_images` for each
     kind of prompts without a concept, `batch` at a time. `verify` images whose result was reused
     from the bare model are generated to check that.
     """
@@ -39,7 +42,8 @@ class ImageSuite(BaseModel):
     model: str
     judge: Annotated[Path, Field(strict=False)]
     second_opinion: Annotated[Path | None, Field(strict=False)] = None
-    prompts: Annotated[tuple[Annotated[Path, Field(strict=False)], ...], Field(strict=False)]
+    prompts: Files
+    validation: Files = ()
     methods: dict[str, str]
     ours: str
     parts: Annotated[tuple[str, ...], Field(strict=False)] = ()
@@ -99,6 +103,7 @@ def load_suite_of(path: Path, kind: type[S]) -> S:
             "judge": folder / suite.judge,
             "second_opinion": second,
             "prompts": tuple(path for name in suite.prompts for path in _files(folder, name)),
+            "validation": tuple(path for name in suite.validation for path in _files(folder, name)),
         }
     )
 

@@ -21,7 +21,7 @@ from guard.evaluation.m_erasure.guarded_loss import (
     over_limits,
 )
 from guard.plans.images import ImagePlan, ImagePlans
-from steering.engines.diffusion.denoising import Denoising
+from steering.engines.diffusion.denoising import Denoising, Layout
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.forwards import ROWS
 from steering.engines.diffusion.prompts import PromptGuarding
@@ -126,43 +126,46 @@ class GuardedSampling:
         """From `noise [rows, channels, height, width]` of unit variance; `seeds` as the engine's
         rows have them, for the noise that latent guards add."""
         family, denoising, rows = self._family, self._denoising, len(noise)
-        texts, acting_guards = zip(*map(self._read, prompts), strict=True)
+        texts, negatives, acting_guards = zip(*map(self._read, prompts), strict=True)
         denoising.reset()
         for row, (guards, seed) in enumerate(zip(acting_guards, seeds, strict=True)):
             guiding = [guard for guard in guards if guard.name in denoising.guidance]
-            denoising.guidance.add(row, guiding)
+            denoising.guidance.add(row, guiding, self._trajectory.schedule.sigma)
             denoising.latents.add(row, self._writers, self._trajectory, seed)
         for stack in self._latent_guards:
             stack.excess.clear()
         # empty prompts need no guidance, unless a guard acts on it
         guided = any(prompts) or bool(len(denoising.guidance)) or family.distilled
-        with torch.no_grad():
-            negative = family.unconditional([""]).expand(rows)
+        negative = concatenated(negatives)
         overlaying = [
             [guard for guard in guards if guard.name in denoising.overlays]
             for guards in acting_guards
         ]
-        layout = denoising.layout(
-            concatenated(texts),
-            negative,
-            [self._scale if guided else 1.0] * rows,
-            [self._trajectory] * rows,
-            overlaying,
-        )
+        text = concatenated(texts)
+
+        def arranged() -> Layout:
+            scales = [self._scale if guided else 1.0] * rows
+            return denoising.layout(text, negative, scales, [self._trajectory] * rows, overlaying)
+
+        layout = arranged()
         sample = family.packed(noise) * self._trajectory.schedule.initial
         carry = torch.zeros_like(sample)
         for count in range(self._trajectory.evaluations):
             done = torch.full((rows,), count, device=noise.device)
+            if denoising.guidance.advance([count] * rows):
+                layout = arranged()
             sample, carry = denoising.step(layout, sample, carry, done, [count] * rows)
         latents = family.unpacked(sample)
         return Sampled(latents, self._excess(latents))
 
     @torch.no_grad()
-    def _read(self, prompt: str) -> tuple[Conditioning, list[RowGuard]]:
-        """The guarded conditioning of a prompt, and the guards that act on its generation."""
+    def _read(self, prompt: str) -> tuple[Conditioning, Conditioning, list[RowGuard]]:
+        """The guarded conditioning of a prompt, the unconditional one beside it, and the guards
+        that act on its generation."""
         guards = self._plan.prompt_rows()
         applied = self._prompts([prompt], [guards]).applied
-        return applied.text, acting(guards, applied.readings[0], self._prompt_guards)
+        negative = self._prompts.unconditional([""], [guards], applied.readings)
+        return applied.text, negative, acting(guards, applied.readings[0], self._prompt_guards)
 
     def _excess(self, latents: Tensor) -> Tensor:
         total = torch.zeros(len(latents), device=latents.device)

@@ -24,6 +24,7 @@ from guard.fitting.prompts.rates import Calibrated, PromptRates, by_kind, calibr
 from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning
 from steering.methods import METHODS
+from steering.methods.contrastive import Contrast
 from steering.methods.fitted import FittedGuard
 from steering.methods.prompt_score import discriminant
 from steering.methods.safe_guidance import PRESETS
@@ -159,6 +160,43 @@ def fit_guide(
     return perhaps_gated(method, "guidance", model, concept, encoded, rates, tensors, settings)
 
 
+def fit_contrastive(
+    image_model: ImageModel,
+    concept: Concept,
+    encoded: EncodedConcept | None,
+    rates: PromptRates,
+    *,
+    phrase: str,
+    counterpart: str,
+    contrast: Contrast,
+    preset: str,
+) -> Artifact:
+    """Contrastive guidance from `phrase`, to `counterpart` where the contrast is `paired`; it has a
+    gate with `encoded`."""
+    text = image_model.encode([phrase, counterpart])
+    tensors: Tensors = {}
+    for row, (states, mask) in enumerate(
+        (("concept", "mask"), ("counterpart", "counterpart_mask"))[: 1 + contrast.paired]
+    ):
+        tensors |= _named(states, {name: rows[row].float() for name, rows in text.states.items()})
+        tensors |= _named(mask, {name: rows[row].float() for name, rows in text.masks.items()})
+    settings: dict[str, Any] = {
+        "streams": list(text.states),
+        "strength": 1.0,
+        "phrase": phrase,
+        "counterpart": counterpart if contrast.paired else None,
+        "preset": preset,
+        "weight": contrast.weight,
+        "sigma_low": contrast.low,
+        "sigma_high": contrast.high,
+        "paired": contrast.paired,
+    }
+    model = image_model.fitted_model()
+    return perhaps_gated(
+        "contrastive", "guidance", model, concept, encoded, rates, tensors, settings
+    )
+
+
 def perhaps_gated(
     method: str,
     seam: str,
@@ -171,11 +209,22 @@ def perhaps_gated(
 ) -> Artifact:
     """The artifact of a method without a gate: with `encoded` a linear score and its threshold are
     added, otherwise the guard acts on every image."""
-    settings = settings | {"gated": encoded is not None, "bias": 0.0}
-    if encoded is None:
-        return _artifact(method, seam, model, concept, tensors, settings, 0.0, {})
-    weights, settings["bias"] = linear_score(encoded)
-    return _gated(method, seam, model, concept, encoded, rates, tensors | weights, settings)
+    settings = settings | {"gated": False, "bias": 0.0}
+    ungated = _artifact(method, seam, model, concept, tensors, settings, 0.0, {})
+    return ungated if encoded is None else with_gate(ungated, concept, encoded, rates)
+
+
+def with_gate(
+    ungated: Artifact, concept: Concept, encoded: EncodedConcept, rates: PromptRates
+) -> Artifact:
+    """An ungated guard with a linear score of the prompt and its threshold added. Raises DataError
+    if unsafe and safe prompts do not differ, or the held-out ones are too few for the rates."""
+    meta = ungated.meta
+    weights, bias = linear_score(encoded)
+    settings = {**meta.settings, "gated": True, "bias": bias}
+    tensors = {**ungated.tensors, **weights}
+    (seam,) = meta.seams
+    return _gated(meta.method, seam, meta.model, concept, encoded, rates, tensors, settings)
 
 
 def held_out_of(artifact: Artifact, encoded: EncodedConcept | None) -> Calibrated:

@@ -86,6 +86,13 @@ def prompts_of(concept: Concept, count: int, seed: int = 0) -> list[LabelledProm
     return list(prompts.values())
 
 
+def safe_prompts(concept: Concept, count: int, seed: int = 0) -> list[str]:
+    """The safe prompts of the split "train" that `prompts_of` makes: ordinary ones, and hard
+    negatives."""
+    prompts = prompts_of(concept, count, seed)
+    return [prompt.text for prompt in prompts if prompt.split == "train" and not prompt.unsafe]
+
+
 def folds_of(concept: Concept, count: int, folds: int, seed: int = 0) -> list[LabelledPrompt]:
     """The same for cross-fitting: the splits are `fold 0` ... instead of train and validation.
 

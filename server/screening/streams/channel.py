@@ -39,6 +39,7 @@ class ChannelBuffer:
     """As a HoldBackBuffer of the channel's whole text, JSON or not.
 
     `heads`: classifiers read JSON as it is spelled, since they need more than single values.
+    `leaves_whole`: no text is free before all of it has come.
     `nesting`: the texts of JSON that this one stands in. Raises NestedTooDeeply.
     """
 
@@ -50,7 +51,9 @@ class ChannelBuffer:
         heads: bool = False,
         nesting: int = 0,
         blocks: int = 0,
+        leaves_whole: bool = False,
     ) -> None:
+        self._waits = leaves_whole
         self._has_heads, self._blocks = heads, blocks
         self._make, self._nesting, self._numbers = make, nesting, numbers
         self._quote_at = -1
@@ -79,6 +82,8 @@ class ChannelBuffer:
     @property
     def free(self) -> int:
         """The position up to which text may be sent."""
+        if self._waits:
+            return self.sent
         if self._plain is not None:
             return self._plain.free
         # each value is asked once, since it asks those in it
@@ -112,6 +117,7 @@ class ChannelBuffer:
 
     def finish(self) -> None:
         """No more text comes."""
+        self._waits = False
         if self._plain is None:
             self._decide(is_over=True)
         if self._plain is not None:

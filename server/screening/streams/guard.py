@@ -9,13 +9,7 @@ from guard.plans.screens import TextScreen
 from server.error_shapes import SentStream
 from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.bodies.scanner import quoted
-from server.screening.findings import (
-    Findings,
-    ScreenedText,
-    blocks,
-    merge_spans,
-    redactions,
-)
+from server.screening.findings import Findings, ScreenedText, blocks, merge_spans, redactions
 from server.screening.spans import Span
 from server.screening.streams.channel import Buffer, ChannelBuffer
 from server.screening.streams.event_queue import (
@@ -26,12 +20,7 @@ from server.screening.streams.event_queue import (
     without_tokens,
 )
 from server.screening.streams.event_texts import EventTexts, StreamScreens
-from server.screening.streams.formats.base import (
-    Group,
-    Slot,
-    StreamFormat,
-    is_error,
-)
+from server.screening.streams.formats.base import Group, Slot, StreamFormat, is_error
 from server.screening.streams.hold_back import HoldBackBuffer, Window
 from server.screening.streams.open_end import OpenText
 from server.screening.streams.reach import Reach
@@ -84,6 +73,8 @@ class StreamGuard:
         self._queue = EventQueue(stream_format, screens.guard_object, screens.put_back)
         self._heads = [screen for screen in plan.answering if screen.head is not None]
         self._lists = [screen for screen in plan.answering if screen.head is None]
+        # two names of two texts would be one
+        self._crossing = [screen for screen in self._lists if screen.entities is None]
         self._buffers: dict[Hashable, Buffer] = {}
         self._paths: dict[Buffer, str] = {}
         # those with text that has not been released, in order
@@ -96,6 +87,8 @@ class StreamGuard:
         # of events that come together; what comes before a block leaves event by event
         may_block = any(screen.action == "block" for screen in plan.answering)
         self._most_at_once = 1 if may_block else 64
+        # nothing of an object leaves before all of it was read
+        self._leaves_whole = may_block and stream_format.options.has_form
         self._has_done = False
         self._event_texts = EventTexts(
             *(findings, screens, placeholders),
@@ -248,7 +241,12 @@ class StreamGuard:
             # it may be signed later, and is not altered
             return self._text_buffer(is_sealed=True)
         numbers = self._placeholders if self._restores else None
-        return ChannelBuffer(self._text_buffer, numbers=numbers, heads=bool(self._heads))
+        return ChannelBuffer(
+            self._text_buffer,
+            numbers=numbers,
+            heads=bool(self._heads),
+            leaves_whole=self._leaves_whole,
+        )
 
     def _text_buffer(
         self, *, prefix: str = "", is_number: bool = False, is_sealed: bool = False
@@ -353,9 +351,9 @@ class StreamGuard:
 
     async def _is_crossed(self, buffer: ChannelBuffer) -> bool:
         """Whether something that must not leave goes on from one value of JSON in another."""
-        for texts in buffer.take_seams() if self._lists else ():
+        for texts in buffer.take_seams() if self._crossing else ():
             seams = seams_of(texts, (None, None))
-            results = await self._screens.read([seam.text for seam in seams], self._lists)
+            results = await self._screens.read([seam.text for seam in seams], self._crossing)
             rows = [
                 [seam.crossing(result) for result in row]
                 for seam, row in zip(seams, results, strict=True)
@@ -365,7 +363,7 @@ class StreamGuard:
             # what is in one of them alone has been found there
             apart = [
                 [span for result in row for span in result.spans]
-                for row in await self._screens.read(texts, self._lists)
+                for row in await self._screens.read(texts, self._crossing)
             ]
             for seam, row in zip(seams, rows, strict=True):
                 found = [seam.without(result, apart) for result in row]

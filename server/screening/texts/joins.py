@@ -54,7 +54,9 @@ async def read_crossing(
     reader: TextReader, pieces: Group, screens: Sequence[TextScreen]
 ) -> list[Joined]:
     """The results of patterns for what goes on from one text in another. They have read each text
-    before; `pieces` are in the order in which a model reads them."""
+    before; `pieces` are in the order in which a model reads them. Entities are not looked for: two
+    names of two texts would be one."""
+    screens = [screen for screen in screens if screen.entities is None]
     spoken = [piece for piece in pieces if piece.kind in _SPOKEN]
     units = [piece.unit if piece.kind == "text" else None for piece in spoken]
     seams = seams_of([piece.text for piece in spoken], units) if screens else []

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from classifiers.text.cascade import Cascade, ReadText
 from classifiers.text.disguises.views import readings
+from classifiers.text.entities.chunks import chunks_of
 from classifiers.text.patterns.matching import have_none
 from guard.errors import GuardFailed
 from guard.plans.image_screens import ImageClassifiers
 from guard.plans.screens import TextScreen
 from server.screening.bodies.texts import MAX_TEXTS
 from server.screening.errors import TextTooLong, TooManyTexts
-from server.screening.findings import ScreenedText
+from server.screening.findings import ScreenedText, merge_spans
 from server.screening.images.screener import ImageScreener
 from server.screening.spans import Span
 from server.screening.texts.turns import Caller, FairWorker
@@ -33,7 +34,7 @@ MAX_CHARS = 4_000_000
 """Characters in all texts of a request or a response."""
 MAX_ENCODED_BYTES = 1_000_000
 """Bytes (UTF-8) of the texts of a request that classifiers have not read before: some 2,500 windows
-of the encoder."""
+of the encoder. Characters of all its texts where entities are looked for."""
 _BATCH_BYTES = 4096
 """Bytes of a batch of the encoder, unless one text is longer: about 50 ms of one core."""
 _TEXT_COST = 350
@@ -111,6 +112,13 @@ class Screener:
             )
             for name in ("patterns", "long-patterns")
         )
+        self._naming = FairWorker(
+            self._name_all,
+            "entities",
+            most_items=MAX_BATCH,
+            most_cost=_BATCH_BYTES,
+            limit=2 * MAX_ENCODED_BYTES,
+        )
 
     async def read(
         self,
@@ -123,16 +131,24 @@ class Screener:
 
         Classifiers read the last `tail` characters of a text, or all of it where that is None.
         Raises TextTooLong, TooManyTexts, TooManyRequests where too much of this caller waits, and
-        GuardFailed where the encoder fails.
+        GuardFailed where the encoder or a model of entities fails.
         """
         size = sum(map(len, texts))
         if size > MAX_CHARS:
             raise TextTooLong()
         if len(texts) > MAX_TEXTS:
             raise TooManyTexts(MAX_TEXTS)
-        patterns = [screen for screen in screens if screen.head is None]
+        patterns = [screen for screen in screens if not screen.needs_model]
+        naming = [screen for screen in screens if screen.entities is not None]
         heads = [screen for screen in screens if screen.head is not None]
         results = await self._matches(texts, size, patterns, caller)
+        if naming:
+            if size > MAX_ENCODED_BYTES:
+                raise TextTooLong()
+            for text_results, found in zip(
+                results, await self._entities(texts, naming, caller), strict=True
+            ):
+                text_results += found
         if heads and texts:
             tails = texts if tail is None else [text[-tail:] for text in texts]
             columns = tuple(screen.head for screen in heads if screen.head is not None)
@@ -144,7 +160,7 @@ class Screener:
 
     def close(self) -> None:
         """Stop, and cancel what is pending."""
-        for worker in (self._encoding, self._matching, self._long_matching):
+        for worker in (self._encoding, self._matching, self._long_matching, self._naming):
             worker.close()
         if self.images is not None:
             self.images.close()
@@ -167,6 +183,39 @@ class Screener:
         is_long = max(costs) > _LONG_COST
         worker = self._long_matching if is_long else self._matching
         return await worker.run(caller.turn, items, costs)
+
+    async def _entities(
+        self, texts: Sequence[str], screens: Sequence[TextScreen], caller: Caller
+    ) -> list[list[ScreenedText]]:
+        """The entities of each screen in each text, found chunk by chunk: callers take turns, and a
+        chunk that comes again is not read again."""
+        chunks = [(row, chunk) for row, text in enumerate(texts) for chunk in chunks_of(text)]
+        items = [_Unmatched(chunk.text, caller.tenant, screens) for _, chunk in chunks]
+        costs = [len(chunk.text) for _, chunk in chunks]
+        spans: list[list[list[Span]]] = [[[] for _ in screens] for _ in texts]
+        found = await self._naming.run(caller.turn, items, costs)
+        for (row, chunk), results in zip(chunks, found, strict=True):
+            for column, result in enumerate(results):
+                spans[row][column] += [
+                    Span(chunk.start + span.start, chunk.start + span.end, span.label)
+                    for span in result.spans
+                ]
+        return [
+            [
+                ScreenedText(screen, 1.0 if of_screen else 0.0, tuple(merge_spans(of_screen)))
+                for screen, of_screen in zip(screens, row_spans, strict=True)
+            ]
+            for row_spans in spans
+        ]
+
+    def _name_all(self, items: Sequence[_Unmatched]) -> list[list[ScreenedText]]:
+        """Runs in the worker's thread. Raises GuardFailed."""
+        try:
+            return self._match_all(items)
+        except Exception as error:
+            # its message may quote the text
+            logger.error("a model of entities failed: %s", type(error).__name__)
+            raise GuardFailed("a model of entities failed: the log has the error's type") from error
 
     def _match_all(self, items: Sequence[_Unmatched]) -> list[list[ScreenedText]]:
         """Runs in any thread."""

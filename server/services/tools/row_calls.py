@@ -36,12 +36,17 @@ class RowCalls:
                 yield from _events(left, TextDelta(""))
             yield self._ended(event)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing that follows belongs to the answer."""
+        return self._single and self._parser.calls > 0
+
     def _ended(self, event: FinishedText) -> FinishedText:
         if self._is_cut:
             return event
         # what follows the one call is left out, so that no limit has cut it
-        is_over = event.reason == "stop" or (self._single and event.reason == "length")
-        return replace(event, reason="tool_calls") if is_over and self._parser.calls else event
+        is_whole = event.reason == "stop" or (event.reason == "length" and self.is_over)
+        return replace(event, reason="tool_calls") if is_whole and self._parser.calls else event
 
 
 def _events(pieces: Sequence[Piece], delta: TextDelta) -> Iterator[Event]:

@@ -199,12 +199,15 @@ class DiffusionEngine:
         if not self._rows:
             return []
         slots, count = self._slots, self.rows
+        generated = [row.trajectory.generating - row.left for row in self._rows]
+        if self._denoising.guidance.advance(generated):
+            self._layout = None
         latents, carry = self._denoising.step(
             self._current_layout(),
             slots.latents[:count],
             slots.carry[:count],
             slots.done[:count],
-            [row.trajectory.generating - row.left for row in self._rows],
+            generated,
         )
         slots.advance(latents, carry)
         finite = slots.latents[:count].isfinite().flatten(1).all(1).tolist()
@@ -284,9 +287,13 @@ class DiffusionEngine:
             [start.embeddings for start in starts],
         )
         negative = [start.negative_prompt for start in starts]
-        if any(negative):
-            return guarded.applied, self.family.unconditional(negative)
-        return guarded.applied, self._plain.expand(len(starts))
+        unconditional = self._prompts.unconditional(
+            negative,
+            [start.guards for start in starts],
+            guarded.applied.readings,
+            None if any(negative) else self._plain,
+        )
+        return guarded.applied, unconditional
 
     def _place(
         self, starts: Sequence[ImageStart], applied: Applied, negative: Conditioning
@@ -307,7 +314,11 @@ class DiffusionEngine:
                 if guard.name in denoising.guidance
             ]
             trajectory = trajectories[index]
-            denoising.guidance.add(first + index, [] if trajectory.inverting else guiding)
+            denoising.guidance.add(
+                first + index,
+                [] if trajectory.inverting else guiding,
+                trajectory.schedule.sigma if guiding else None,
+            )
             writing = [guard for guard in start.guards if guard.name in denoising.latents]
             denoising.latents.add(first + index, writing, trajectory, start.seed)
             output = self._stacks.output
@@ -352,7 +363,8 @@ class DiffusionEngine:
     # -- one step -------------------------------------------------------------------------------
 
     def _current_layout(self) -> Layout:
-        """The layout of the running batch, computed again only when rows were added or removed."""
+        """The layout of the running batch, computed again only when rows were added or removed, or
+        guards came into their windows or left them."""
         if self._layout is None:
             rows = slice(0, self.rows)
             self._layout = self._denoising.layout(
@@ -366,5 +378,6 @@ class DiffusionEngine:
 
     def _begin_generating(self, index: int) -> None:
         """Generate a row whose inversion is complete, with its guidance from now on."""
-        self._denoising.guidance.add(index, self._rows[index].guiding)
+        row = self._rows[index]
+        self._denoising.guidance.add(index, row.guiding, row.trajectory.schedule.sigma)
         self._layout = None

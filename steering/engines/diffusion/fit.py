@@ -16,7 +16,7 @@ from steering.engines.diffusion.seams.projections import (
 )
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingGuards
-from steering.images.guidance import GuidanceGuards
+from steering.images.guidance import GuidanceGuards, WindowedGuards
 from steering.images.latent import LatentGuards
 from steering.images.output import OutputGuards
 from steering.images.projection import OverlayBank, OverlayGuards, component_of, path_of
@@ -89,6 +89,8 @@ def _prompt(stack: EmbeddingGuards, _pipeline: GuardedPipeline, text: Conditioni
 
 def _guidance(stack: GuidanceGuards, pipeline: GuardedPipeline, text: Conditioning) -> None:
     _prompt(stack, pipeline, text)
+    if isinstance(stack, WindowedGuards) and len(stack.windows) != len(stack.names):
+        raise ValueError(f"it has {len(stack.windows)} windows for {len(stack.names)} guards")
     if stack.conditions is None:
         return
     if stack.conditions.rows != stack.per_guard * len(stack.names):

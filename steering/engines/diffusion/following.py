@@ -204,6 +204,8 @@ class StepFollower:
                 or bool(getattr(pipeline, "do_classifier_free_guidance", False))
             )
             self._start()
+        elif self._denoising.guidance.advance([self.steps] * self._rows):
+            self._carry_overlays()
         if self._writing:
             first = self._rows if self._guided else 0
             plain = [first + row for row in range(self._rows)]
@@ -211,22 +213,31 @@ class StepFollower:
 
     def _start(self) -> None:
         denoising = self._denoising
-        guidance, rows = denoising.guidance, torch.arange(self._rows, device=self._family.device)
-        for row, guards in enumerate(self._acting):
-            guidance.add(row, [guard for guard in guards if guard.name in guidance])
-        if len(guidance):
+        guidance = denoising.guidance
+        guiding = [[guard for guard in row if guard.name in guidance] for row in self._acting]
+        if any(guiding):
             self._require_guidance()
-        sources = [rows, rows] if self._guided else [rows]
-        denoising.overlays.carry(self._acting, torch.cat([*sources, guidance.extra_rows]))
-        if not (len(guidance) or self._writing):
-            return
-        self._trajectory = self._find_trajectory()
+        if any(guiding) or self._writing:
+            self._trajectory = self._find_trajectory()
+            sigmas = self._trajectory.schedule.sigma
+            for row, guards in enumerate(guiding):
+                guidance.add(row, guards, sigmas)
+            guidance.advance([0] * self._rows)
+        self._carry_overlays()
         if self._writing:
+            assert self._trajectory is not None
             try:
                 denoising.latents.check(self._writing, self._trajectory)
             except ValueError as error:
                 raise Unfollowed(str(error)) from error
             self._add_writing(self._trajectory)
+
+    def _carry_overlays(self) -> None:
+        """Give conditional, unconditional and extra rows of the network their overlays."""
+        rows = torch.arange(self._rows, device=self._family.device)
+        sources = [rows, rows] if self._guided else [rows]
+        extra = self._denoising.guidance.extra_rows
+        self._denoising.overlays.carry(self._acting, torch.cat([*sources, extra]))
 
     def _add_writing(self, trajectory: Trajectory) -> None:
         # the seed of a call without a generator is unknown: any will do

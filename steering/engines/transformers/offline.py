@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.forwards import LanguageForward, prompt_positions
 from steering.engines.transformers.layers import decoder_layers, hidden_of
 from steering.engines.transformers.rewinding import (
@@ -21,6 +21,7 @@ from steering.engines.transformers.rewinding import (
     Sentences,
     step_of,
 )
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.shared_prefix import PrefixCache, prefix_of
 from steering.engines.transformers.vision.base import VisionFamily
 from steering.engines.transformers.vision.images import ForwardImages, ImageEncoder
@@ -58,18 +59,19 @@ def answers(
     advance: Advance = nothing,
     policy: AnswerPolicy | None = None,
     sentences: Sentences | None = None,
+    streamed: bool = False,
 ) -> list[Answer]:
     """Answers to all `starts`, in their order; prompts of similar length share a batch.
 
     `advance` is called with the number of rows that have just finished. Under a `policy`, which
-    needs `sentences`, answers go back or end as it says. Raises ValueError as
-    `TransformersEngine.prefill`.
+    needs `sentences`, answers go back or end as it says, `streamed` ones as those that a client
+    reads as they come. Raises ValueError as `TransformersEngine.prefill`.
     """
     order = sorted(range(len(starts)), key=lambda i: len(starts[i].prompt))
     done: dict[int, Answer] = {}
     for first in range(0, len(order), engine.capacity):
         live = order[first : first + engine.capacity]
-        rows = {i: _Row(starts[i].prompt, policy, sentences) for i in live}
+        rows = {i: _Row(starts[i].prompt, policy, sentences, streamed=streamed) for i in live}
         engine.reset()
         step = engine.prefill([starts[i] for i in live])
         scores = {i: token.scores for i, token in zip(live, step, strict=True)}
@@ -92,13 +94,18 @@ class _Row:
     """The answer of one row while it is generated."""
 
     def __init__(
-        self, prompt: Prompt, policy: AnswerPolicy | None, sentences: Sentences | None
+        self,
+        prompt: Prompt,
+        policy: AnswerPolicy | None,
+        sentences: Sentences | None,
+        *,
+        streamed: bool,
     ) -> None:
         self.tokens: list[int] = []
         self._policy, self._message, self._stuck = policy, "", False
         self._held: HeldAnswer | None = None
         if policy is not None and sentences is not None:
-            self._held = HeldAnswer.under(policy, sentences, prompt)
+            self._held = HeldAnswer.under(policy, sentences, prompt, streamed=streamed)
 
     def take(
         self,

@@ -6,7 +6,8 @@ after the sentence's end are withdrawn: whoever sends an answer to a client hold
 guard can withdraw them any more.
 
 An answer that has been steered before ends there: directions that lead to the beginning of a
-refusal lead to the same beginning once more. It ends, too, before a sentence that it has said.
+refusal lead to the same beginning once more. So does one that cannot go back as far as its last
+sentence, since a client has read more. An answer ends, too, before a sentence that it has said.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
-from steering.engines.transformers.engine import RowToken
+from steering.engines.transformers.row_tokens import RowToken
 from steering.hidden.rows import Reading
 from steering.prompt import Prompt
 
 HELD_BACK = 64
-"""The most tokens that are withdrawn at once: a longer sentence is cut between two words."""
+"""The most tokens that are withdrawn at once: an answer whose sentence is longer ends there."""
 
 _TAIL = 32
 """Characters before a place that say whether a sentence ends there."""
@@ -35,6 +36,11 @@ _NO_END = re.compile(
 )
 
 
+Rewinds = Literal["never", "steered", "always"]
+"""Which answers can go back as far as their last sentence's end: none; those whose text a client
+does not wait for, since they are sent whole, and those that are steered from their prompt on; all
+of them, for which streams are held back sentence by sentence."""
+
 Step = Literal["push", "back", "block", "say"]
 """What becomes of an answer at a token of it: it goes on with it, goes back, is blocked, or ends
 with the policy's message."""
@@ -44,8 +50,8 @@ class AnswerPolicy(Protocol):
     """What a policy does with answers, beside what its guards do inside of a forward."""
 
     @property
-    def rewinds(self) -> bool:
-        """Whether an answer goes back where a guard that acts fires on it."""
+    def rewinds(self) -> Rewinds:
+        """Which answers go back where a guard that acts fires on them."""
 
     @property
     def by_turn(self) -> bool:
@@ -72,7 +78,7 @@ def step_of(
 ) -> Step:
     """What becomes of an answer at this token of it; `readings` are those of the row's guards."""
     end = policy.ending(readings()) if token.flags.fired and policy.may_end else None
-    if end is None and token.flags.started and policy.rewinds:
+    if end is None and token.flags.started and policy.rewinds != "never":
         return "back"
     return end or "push"
 
@@ -102,7 +108,8 @@ class Back:
     """How a row goes back: the tokens that are withdrawn, that which has just been generated among
     them, and the `last` one before them, which is read again.
 
-    `stuck`: it has been steered before, so that its answer had better end.
+    `stuck`: it has been steered before, or its last sentence has been sent in part, so that its
+    answer had better end.
     """
 
     withdrawn: tuple[int, ...]
@@ -114,12 +121,19 @@ class HeldAnswer:
     """The answer of one row that goes back: tokens that may still be withdrawn are held back."""
 
     @classmethod
-    def under(cls, policy: AnswerPolicy, sentences: Sentences, prompt: Prompt) -> HeldAnswer | None:
-        """That of a row under `policy`; None where none of its tokens is ever withdrawn."""
-        return cls(sentences, prompt) if policy.rewinds or policy.says_later else None
+    def under(
+        cls, policy: AnswerPolicy, sentences: Sentences, prompt: Prompt, *, streamed: bool = False
+    ) -> HeldAnswer | None:
+        """That of a row under `policy`, whose client may read a `streamed` answer as it comes; None
+        where none of its tokens is ever withdrawn."""
+        if policy.rewinds == "never" and not policy.says_later:
+            return None
+        at_once = streamed and policy.rewinds == "steered" and not policy.says_later
+        return cls(sentences, prompt, most=1 if at_once else HELD_BACK)
 
-    def __init__(self, sentences: Sentences, prompt: Prompt) -> None:
-        self._sentences = sentences
+    def __init__(self, sentences: Sentences, prompt: Prompt, *, most: int = HELD_BACK) -> None:
+        """`most` tokens are held back at once while no guard acts; HELD_BACK from then on."""
+        self._sentences, self._most = sentences, most
         self._before = prompt.tokens[-1]
         self._tokens: list[int] = []
         self._held: list[RowToken] = []
@@ -156,15 +170,17 @@ class HeldAnswer:
         self._held.append(token)
         self._tail = (self._tail + text)[-_TAIL:]
         self._sentence += text
-        settled = max(self._end, len(self) - HELD_BACK)
+        most = HELD_BACK if self._is_steered else self._most
+        settled = max(self._end, len(self) - most)
         return self._release(len(self._held) - (len(self) - settled))
 
     def go_back(self, token: RowToken) -> Back:
         """A guard has fired on the last token, which has led to `token`: withdraw what is behind
         the last sentence."""
+        end = self._end
         withdrawn = (*self._withdraw(), token.token)
         last = self._tokens[-1] if self._tokens else self._before
-        stuck, self._is_steered = self._is_steered, True
+        stuck, self._is_steered = self._is_steered or len(self) > end, True
         return Back(withdrawn, last, stuck)
 
     def _end_sentence(self) -> None:

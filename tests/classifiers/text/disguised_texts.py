@@ -19,6 +19,9 @@ DISGUISES: Mapping[str, Callable[[str], str]] = {
     "capitals": str.upper,
     "zero width": "\u200b".join,
     "tags": lambda text: "".join(chr(0xE0000 + ord(char)) for char in text),
+    "invisible bits": lambda text: "".join(
+        f"{byte:08b}".translate({48: "\u200b", 49: "\u200c"}) for byte in text.encode()
+    ),
     "lookalikes": lambda text: text.translate(_LOOKALIKES),
     "fullwidth": lambda text: "".join(
         chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text

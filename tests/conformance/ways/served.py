@@ -1,4 +1,4 @@
-"""To `guard serve` with a small model, and to it through `guard proxy`."""
+"""To `guard serve`, and to it through `guard proxy`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ import httpx
 from tests.conformance.clients import Client
 from tests.conformance.feature import Feature
 from tests.conformance.processes import BUILD, Running, running
+from tests.conformance.scripted_model import CONTEXT, save_scripted_model
 from tests.conformance.upstream.stub import MODEL
 from tests.conformance.ways.interface import KEYS, POLICIES, Way, keys
 from tests.conformance.ways.proxied import proxy_before
 from tests.conformance.ways.served_features import (
     FEATURES,
     LIMITS,
-    MOST_TOKENS,
     SERVED_KEYS,
     At,
 )
 from tests.server.tiny_pipeline import save_pipeline
 
 SERVE, BEHIND = "serve", "serve behind the proxy"
+SCRIPTED = "scripted"
+"""The model whose answers are known; any other source is a real one."""
+_MOST_TOKENS = 64
+"""Of an answer of a real model, which takes its time."""
+_ROOM = 2048
+"""Tokens of the scripted model's context that are left for prompts."""
 _ALL_KEYS = {**KEYS, **SERVED_KEYS}
 _INNER_KEY = "key-of-the-proxy"
 _MODELS = """
@@ -33,7 +39,7 @@ _MODELS = """
 name = "{model}"
 source = "{source}"
 device = "cpu"
-tool_parser = "json"
+dtype = "{dtype}"
 [[models]]
 name = "gpt-image-1"
 engine = "diffusers"
@@ -67,11 +73,12 @@ look = ["response"]
 
 
 class Served(Way):
-    """A model answers: what it says is not compared, the shape of it is."""
+    """A model answers: what a real one says is not compared, the shape of it is."""
 
-    def __init__(self, name: str, faced: Running, audit: Path) -> None:
+    def __init__(self, name: str, faced: Running, audit: Path, source: str) -> None:
         super().__init__(name, faced)
         self._audit, self._lines = audit, 0
+        self._is_scripted = source == SCRIPTED
 
     @property
     def features(self) -> Sequence[Feature]:
@@ -84,7 +91,7 @@ class Served(Way):
         self._lines = len(self._written())
 
     def seen(self, client: Client, policy: str, result: dict[str, Any]) -> At:
-        return At(client, policy, result, self._new_verdicts)
+        return At(client, policy, result, self._new_verdicts, self._is_scripted)
 
     def _new_verdicts(self) -> list[dict[str, Any]]:
         """The lines of the server's audit log since the feature was begun."""
@@ -98,7 +105,8 @@ class Served(Way):
         headers = {"Authorization": f"Bearer {key}"}
         for _ in range(2 * most):
             url = f"{self.faced.url}/v1/chat/completions"
-            if httpx.post(url, json={"model": MODEL}, headers=headers).status_code == 429:
+            got = httpx.post(url, json={"model": MODEL}, headers=headers, timeout=60)
+            if got.status_code == 429:
                 return
         raise RuntimeError("the key has no limit")
 
@@ -107,7 +115,7 @@ class Served(Way):
 def served(source: str) -> Iterator[Served]:
     """The way to a server, while it runs; `source` is its model's."""
     with _server(source, POLICIES + _BLOCKED + keys(_ALL_KEYS, **LIMITS)) as (server, audit):
-        yield Served(SERVE, server, audit)
+        yield Served(SERVE, server, audit, source)
 
 
 @contextmanager
@@ -119,7 +127,7 @@ def served_behind_a_proxy(source: str) -> Iterator[Served]:
         _server(source, inner) as (server, audit),
         proxy_before(server.url, outer, _INNER_KEY) as proxy,
     ):
-        yield Served(BEHIND, proxy, audit)
+        yield Served(BEHIND, proxy, audit, source)
 
 
 @contextmanager
@@ -132,7 +140,11 @@ def _server(source: str, config: str) -> Iterator[tuple[Running, Path]]:
         (BUILD / command).mkdir(parents=True, exist_ok=True)
         (BUILD / command / "letters.toml").write_text(_LETTERS)
     audit.unlink(missing_ok=True)
-    head = f'[server]\naudit_log = "audit.jsonl"\nmax_tokens_limit = {MOST_TOKENS}\n'
-    models = _MODELS.format(model=MODEL, source=source, pipeline=pipeline)
+    most, dtype = _MOST_TOKENS, "bfloat16"
+    if source == SCRIPTED:
+        most, dtype, source = CONTEXT - _ROOM, "float32", str(BUILD / SCRIPTED)
+        save_scripted_model(Path(source))
+    head = f'[server]\naudit_log = "audit.jsonl"\nmax_tokens_limit = {most}\n'
+    models = _MODELS.format(model=MODEL, source=source, dtype=dtype, pipeline=pipeline)
     with running("serve", head + models + config) as server:
         yield server, audit

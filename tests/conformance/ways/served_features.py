@@ -1,4 +1,4 @@
-"""What is tried with each client on a server with a small model, and what is right."""
+"""What is tried with each client on a server, and what is right."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.conformance.feature import Feature, both
+from tests.conformance.scripted_model import GREETING
 from tests.conformance.seen import Seen, Wrong, expect
 from tests.conformance.upstream.stub import MODEL
 from tests.conformance.ways.interface import KEYS
@@ -22,14 +23,15 @@ SERVED_KEYS = {
     SLOW: "key-of-one-request-a-minute",
     QUICK: "key-of-thirty-requests-a-minute",
 }
-MOST_TOKENS = 96
-LONG = "word " * 12_000
+LONG = "word " * 40_000
 """A prompt that is longer than the model reads."""
 MAIL = "Send a mail to ada@example.org."
 CARD = (
     'Give the contact as JSON: {"name": "Ada", "email": "ada@example.org", "note": "x", "age": 36}'
 )
 TALE = "Write a tale of a thousand words."
+LONG_TALE = f"{TALE} Begin with:{' word' * 4_000}"
+"""Nothing is answered before it was read, not even an object."""
 
 _ENDS = {"stop", "completed", "end_turn", "length", "max_output_tokens", "max_tokens", "incomplete"}
 _ENDED_S = 15.0
@@ -38,9 +40,13 @@ _PNG = b"\x89PNG\r\n"
 
 @dataclass(frozen=True)
 class At(Seen):
-    """What the server has recorded, too: `verdicts` are the lines since the feature was begun."""
+    """What the server has recorded, too: `verdicts` are the lines since the feature was begun.
+
+    `is_scripted`: what the model says is known.
+    """
 
     verdicts: Callable[[], list[dict[str, Any]]]
+    is_scripted: bool
 
     def require_a_verdict(self) -> None:
         """The request has a verdict within some seconds, although its client is gone."""
@@ -57,6 +63,8 @@ def answered(seen: At) -> None:
         return
     if not seen.answer["text"]:
         raise Wrong("the text is empty")
+    if seen.is_scripted:
+        expect("text", seen.answer["text"], GREETING)
     finish, tokens = seen.answer.get("finish"), seen.answer.get("tokens", "not told")
     if finish is not None and finish not in _ENDS:
         raise Wrong(f"the end is {finish!r}")
@@ -139,16 +147,16 @@ _PATIENCE_S = 90.0
 _ASKED: tuple[Feature, ...] = (
     *both("text", "text", "", HELLO, answered),
     *both("tool call", "tool", "", MAIL, called, forced=True),
-    *both("tool result", "loop", "", MAIL, answered, forced=True),
+    *both("tool result", "loop", "", MAIL, answered),
     *both("structured output", "object", "", CARD, wrote_object),
     *both("refused request", "", "", LEAK, refused, key=KEYS["private"]),
     *both("blocked answer", "", "", HELLO, blocked, key=SERVED_KEYS[BLOCKED]),
     *both("error 400", "", "", LONG, too_long),
-    *both("error 429", "", "", HELLO, limited, key=SERVED_KEYS[SLOW]),
+    *both("rate limit", "", "", HELLO, limited, key=SERVED_KEYS[SLOW]),
     *both("wrong key", "", "", HELLO, unauthorized, key="nobody's key"),
     Feature("tried again", "", "", HELLO, answered, key=SERVED_KEYS[QUICK], retries=3),
     Feature("hang up, streamed", "hang_up", "", TALE, hung_up, stream=True),
-    Feature("time-out", "", "", TALE, timed_out, timeout=0.4),
+    Feature("time-out", "", "", LONG_TALE, timed_out, timeout=0.4),
     Feature("image", "image", "", "a cat", drawn),
     Feature("embeddings", "embed", "", HELLO, embedded),
     Feature("list of models", "models", "", HELLO, listed),

@@ -16,9 +16,19 @@ ROWS = read_rows(prompts.FILE, ImagePrompt)
 ASKING = ("direct", "paraphrase", "disguise", "pair")
 
 
-def test_the_command_writes_the_committed_file() -> None:
-    written = [json.loads(line) for line in prompts.FILE.read_text("utf-8").splitlines()]
-    assert prompts.rows() == written
+def test_the_command_writes_the_committed_files() -> None:
+    for file, rows in (
+        (prompts.FILE, prompts.rows()),
+        (prompts.VALIDATION, prompts.validation_rows()),
+    ):
+        assert rows == [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def test_prompts_that_choose_are_none_of_those_that_judge() -> None:
+    chosen = read_rows(prompts.VALIDATION, ImagePrompt)
+    seen = {row.how for row in chosen if row.kind == "paraphrase"}
+    assert seen and not seen & {row.how for row in ROWS if row.kind == "paraphrase"}
+    assert {row.kind for row in chosen} == {*ASKING, "clean"}
 
 
 def test_there_are_400_images_of_each_kind() -> None:

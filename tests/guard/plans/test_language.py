@@ -337,6 +337,26 @@ def test_policies_that_need_the_batching_engine_are_refused_elsewhere(
     assert outside.refuses and words in outside.broken["g"] and outside.guards == ()
 
 
+@pytest.mark.parametrize(
+    ("policy", "rewinds"),
+    [
+        ({}, "steered"),
+        ({"rewind": True}, "always"),
+        ({"rewind": False}, "never"),
+        ({"action": "flag"}, "never"),
+        ({"action": "say", "message": "No.", "rewind": True}, "never"),
+        ({"action": "block", "actions": {"g": "steer"}}, "steered"),
+    ],
+)
+def test_which_answers_go_back(
+    model: Any, save: Save, policy: dict[str, Any], rewinds: str
+) -> None:
+    guard = GuardConfig(name="g", artifact=save("g"))
+    assert plan_of(model, guard, **policy).rewinds == rewinds
+    shadow = guard.model_copy(update={"shadow": True})
+    assert plan_of(model, shadow, **policy).rewinds == "never"
+
+
 def test_policies_of_plain_keys_run_anywhere(model: Any, save: Save) -> None:
     plan = plan_of(model, GuardConfig(name="g", artifact=save("g")), action="block")
     assert plan.outside("vLLM") is plan

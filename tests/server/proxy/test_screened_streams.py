@@ -40,6 +40,18 @@ def test_a_streamed_answer_ends_before_what_is_blocked(tmp_path: Path, hold_back
         assert ended
 
 
+def test_of_an_object_that_is_blocked_nothing_leaves(tmp_path: Path) -> None:
+    upstream = Upstream(
+        chat_stream(['{"well": "', "known " * 60, "and ", "the forbidden thing", '"}'])
+    )
+    with screened(tmp_path, upstream) as proxy:
+        response = ask(proxy, "hello", stream=True, response_format={"type": "json_object"})
+        text, events, ended = read_stream(response)
+        assert (text, ended) == ("", True)
+        assert events[-1]["choices"][0]["finish_reason"] == "content_filter"
+        assert read_stream(ask(proxy, "hello", stream=True))[0].startswith('{"well": "known')
+
+
 def test_openais_client_reads_a_stream_that_was_cut(tmp_path: Path) -> None:
     upstream = Upstream(chat_stream(["well ", "the forbidden ", "thing is", " this"]))
     with screened(tmp_path, upstream) as proxy:

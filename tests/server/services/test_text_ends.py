@@ -58,6 +58,22 @@ def test_a_cancelled_row_is_not_computed_to_its_end(running: RunningText) -> Non
     run(disconnect)
 
 
+def test_an_answer_of_which_no_more_is_wanted_ends_as_behind_a_stop_string(
+    running: RunningText,
+) -> None:
+    async def ended() -> None:
+        running.engine.pace_s = 0.01
+        rows = running.service.submit([request(running, max_tokens=200) for _ in range(2)])
+        await rows[0].__anext__()
+        rows[0].end()
+        first, other = await asyncio.gather(*map(read, rows))
+        assert first.finished.reason == "stop" and first.finished.completion_tokens < 100
+        assert other.finished.completion_tokens == 200
+
+    run(ended)
+    assert [verdict.outcome for verdict in running.verdicts] == ["pass", "pass"]
+
+
 @pytest.mark.parametrize("step", ["prefill", "decode"])
 def test_a_step_that_fails_loses_its_batch_and_nothing_else(
     running: RunningText, step: str

@@ -29,6 +29,10 @@ POLICIES: dict[str, dict[str, Any]] = {
     "back-late": {"guards": ("late",), "rewind": True},
     "back-always": {"guards": ("always",), "rewind": True},
     "back-watchful": {"guards": ("watchful",), "rewind": True},
+    "default-late": {"guards": ("late",)},
+    "default-always": {"guards": ("always",)},
+    "default-watchful": {"guards": ("watchful",)},
+    "never-late": {"guards": ("late",), "rewind": False},
 }
 
 
@@ -85,6 +89,18 @@ def test_a_message_takes_the_place_of_what_follows_the_last_sentence(
 @pytest.mark.parametrize("max_tokens", [1, 2, 16, 100])
 def test_silent_rows_are_as_bare_ones(saying: RunningText, policy: str, max_tokens: int) -> None:
     bare, silent = ask(saying, "none", policy, max_tokens=max_tokens)
+    assert silent.content == bare.content
+    assert silent.finished.reason == bare.finished.reason == "length"
+    assert silent.finished.completion_tokens == bare.finished.completion_tokens == max_tokens
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("max_tokens", [1, 2, 16, 100])
+def test_silent_rows_are_bare_whether_they_are_streamed_or_not(
+    saying: RunningText, streamed: bool, max_tokens: int
+) -> None:
+    options = {"max_tokens": max_tokens, "streamed": streamed}
+    bare, silent = ask(saying, "none", "default-watchful", **options)
     assert silent.content == bare.content
     assert silent.finished.reason == bare.finished.reason == "length"
     assert silent.finished.completion_tokens == bare.finished.completion_tokens == max_tokens
@@ -172,6 +188,40 @@ def test_an_answer_goes_back_before_its_client_has_seen_the_sentence(
     else:
         assert back.text.endswith(MESSAGE) and guard.action == "say"
         assert back.said.lstrip(" …") == MESSAGE
+
+
+def test_whole_answers_go_back_unless_their_policy_says_never(
+    saying: RunningText, tiny_model: TinyTextModel
+) -> None:
+    text = tiny_model.late.prompt
+    back, default, never = ask(saying, "back-late", "default-late", "never-late", text=text)
+    assert default.content == back.content != never.content
+    assert [guard.steps for guard in never.finished.verdict.guards] == [0]
+
+
+def test_a_stream_ends_with_the_message_where_its_client_has_read_the_sentence(
+    saying: RunningText, tiny_model: TinyTextModel
+) -> None:
+    late = tiny_model.late
+    bare, *streams = ask(saying, "none", "default-late", "back-late", text=late.prompt)
+    (stream,) = ask(saying, "default-late", text=late.prompt, streamed=True)
+    (guard,) = stream.finished.verdict.guards
+    assert (guard.position, guard.action, guard.steps) == (late.position, "say", 1)
+    assert stream.said == f"… {MESSAGE}" and bare.text.startswith(
+        stream.text.removesuffix(stream.said)
+    )
+    # all tokens before that on which the guard has fired
+    assert len(stream.tokens) == stream.finished.completion_tokens == late.position - 1
+    assert streams[0].content == streams[1].content != stream.content
+
+
+def test_streams_that_are_steered_from_their_prompt_on_are_those_of_whole_answers(
+    saying: RunningText,
+) -> None:
+    (whole,) = ask(saying, "default-always", max_tokens=40)
+    (stream,) = ask(saying, "default-always", max_tokens=40, streamed=True)
+    assert stream.content == whole.content
+    assert stream.finished.verdict.outcome == whole.finished.verdict.outcome == "steered"
 
 
 def test_no_guard_in_shadow_says_anything(tiny_model: TinyTextModel, tmp_path: Path) -> None:

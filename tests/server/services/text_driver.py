@@ -21,7 +21,12 @@ CAPACITY, QUEUE = 4, 3
 
 
 def request(
-    running: RunningText, policy: str = "none", text: str = "hello", **options: Any
+    running: RunningText,
+    policy: str = "none",
+    text: str = "hello",
+    *,
+    streamed: bool = False,
+    **options: Any,
 ) -> TextRowRequest:
     sampling = {"max_tokens": 16, "temperature": 0.0, "top_logprobs": 3} | options
     return TextRowRequest(
@@ -30,6 +35,7 @@ def request(
         policy=policy,
         sampling=SamplingParams(**sampling),
         tenant="acme",
+        streamed=streamed,
     )
 
 

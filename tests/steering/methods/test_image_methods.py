@@ -12,10 +12,10 @@ from steering.methods.fitted import FittedGuard
 from steering.methods.safe_guidance import PRESETS
 from tests.steering.methods import (
     test_cgce,
+    test_gated_overlays,
     test_nearest,
     test_safe_guidance,
     test_safree,
-    test_uce,
 )
 
 SOUND = {
@@ -24,7 +24,7 @@ SOUND = {
     "negative-prompt": test_safe_guidance.make("n", 0, {}, gated=True),
     "safe-guidance": test_safe_guidance.make("s", 0, asdict(PRESETS["strong"])),
     "safree": test_safree.GUARDS[0],
-    "uce": test_uce.guard(),
+    "uce": test_gated_overlays.guard(),
 }
 
 

@@ -44,9 +44,12 @@ _POWERS: Final = 85 ** np.arange(4, -1, -1, dtype=np.uint64)
 """Of five digits of ASCII85."""
 _ANY_UU: Final = re2.compile(r"(?:^|\n)[!-M][ -`]{12}")
 _UU: Final = re.compile(r"(?:^|(?<=\n))(?P<lines>[!-M][ -`]{8,60}(?:\n[!-M][ -`]{4,60})*+)")
+_UU_WORDS: Final = re.compile(r"^[!-6][ -`]{14,}+$", re.MULTILINE)
+_FEWEST_UU_WORDS: Final = 3
 _MOST_UNPACKED: Final = 4
 """A packed run is unpacked to as many times its bytes: English is packed to a third."""
-_PACKED: Final = ((b"\x1f\x8b", 31), (b"\x78\x9c", 15), (b"\x78\xda", 15), (b"\x78\x01", 15))
+_PACKED: Final = {b"\x1f\x8b": 31, b"\x78\x9c": 15, b"\x78\xda": 15, b"\x78\x01": 15}
+_PADDING: Final = ("", "", "==", "=")
 
 
 def _base64s(text: str) -> Iterator[Replacement]:
@@ -91,9 +94,10 @@ def _from_base64(run: str) -> _Decoded | None:
     digits = run.rstrip("=").replace("-", "+").replace("_", "/")
     for skipped in range(4):
         part = digits[skipped:]
-        part = part[:-1] if len(part) % 4 == 1 else part
+        over = len(part) % 4
+        part = part[:-1] if over == 1 else part + _PADDING[over]
         try:
-            data, rest = _unpacked(base64.b64decode(part + "=" * (-len(part) % 4)))
+            data, rest = _unpacked(binascii.a2b_base64(part))
         except (binascii.Error, zlib.error):
             continue
         if text := legible(data):
@@ -103,12 +107,12 @@ def _from_base64(run: str) -> _Decoded | None:
 
 def _unpacked(data: bytes) -> tuple[bytes, int]:
     """The bytes, unpacked if they are packed, and how many do not belong to what is packed."""
-    for begin, window in _PACKED:
-        if data.startswith(begin):
-            unpacker = zlib.decompressobj(window)
-            unpacked = unpacker.decompress(data, _MOST_UNPACKED * len(data))
-            return unpacked, len(unpacker.unused_data)
-    return data, 0
+    window = _PACKED.get(data[:2])
+    if window is None:
+        return data, 0
+    unpacker = zlib.decompressobj(window)
+    unpacked = unpacker.decompress(data, _MOST_UNPACKED * len(data))
+    return unpacked, len(unpacker.unused_data)
 
 
 def _pieces(text: str) -> Iterator[Replacement]:
@@ -142,7 +146,9 @@ def _base85s(text: str) -> Iterator[Replacement]:
         if not _ANY_UNUSUAL.search(run[0]):
             continue
         digits = run[0].removeprefix("<~").removesuffix("~>")
-        for decode in (base64.b85decode, a85decode):
+        for alphabet, decode in _DECODERS_85:
+            if not alphabet.fullmatch(digits):
+                continue
             if decoded := _from_base85(digits, decode):
                 yield Replacement(run.start(), run.end(), decoded)
                 break
@@ -165,6 +171,13 @@ def a85decode(digits: str) -> bytes:
     return data[: len(data) - missing]
 
 
+_DECODERS_85: Final = (
+    (re.compile(r"[0-9A-Za-z!#$%&()*+;<=>?@^_`{|}~-]++"), base64.b85decode),
+    (re.compile(r"[!-uz]++"), a85decode),
+)
+"""The digits of each form, which few words have alone, and how they are decoded."""
+
+
 def _from_base85(digits: str, decode: Callable[[str], bytes]) -> str | None:
     try:
         decoded = legible(decode(digits))
@@ -185,13 +198,40 @@ def _uuencoded(text: str) -> Iterator[Replacement]:
             yield Replacement(run.start("lines"), run.end("lines"), decoded)
 
 
+def _uuencoded_words(text: str) -> Iterator[Replacement]:
+    """Words that are encoded one by one, and stand in one line without anything between them."""
+    for run in _UU_WORDS.finditer(text) if _ANY_UU.search(text) else ():
+        line, place = run[0], 0
+        words: list[bytes] = []
+        while place < len(line):
+            end = place + _uu_length(line[place])
+            if end > len(line):
+                break
+            try:
+                words.append(binascii.a2b_uu(line[place:end]))
+            except binascii.Error:
+                break
+            place = end
+        if place != len(line) or len(words) < _FEWEST_UU_WORDS:
+            continue
+        decoded = legible(b" ".join(words))
+        if decoded and is_language(decoded):
+            yield Replacement(run.start(), run.end(), decoded)
+
+
+def _uu_length(first: str) -> int:
+    """The characters of a line that begins with this one."""
+    return 1 + (ord(first) - 32 + 2) // 3 * 4
+
+
 def _is_uu(line: str) -> bool:
     """Whether a line is as long as its first character says."""
-    return len(line) > 1 and len(line) == 1 + (ord(line[0]) - 32 + 2) // 3 * 4
+    return len(line) > 1 and len(line) == _uu_length(line[0])
 
 
 def _all(text: str) -> Iterator[Replacement]:
     yield from _uuencoded(text)
+    yield from _uuencoded_words(text)
     yield from _base64s(text)
     yield from _pieces(text)
     yield from _base32s(text)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Final
 
-from classifiers.text.disguises.language import is_common, letters_in, words_of
+from classifiers.text.disguises.language import is_common, is_known, letters_in, words_of
 from classifiers.text.disguises.rewriting import Replacement
 
 _RUN: Final = re.compile(r"[A-Za-z]{3,}+")
@@ -17,8 +17,10 @@ _BESIDE: Final = frozenset(string.ascii_letters + string.digits + "_+/@=-.(")
 _SHORTEST_HUMPS, _SHORTEST_GLUED = 8, 12
 _HUMP: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z](?![a-z])")
 _FEWEST_WORDS: Final = 4
-_COMMON: Final = 0.6
-"""The part of letters that are in common words."""
+_COMMON: Final = 0.5
+"""The part of letters that are in common words: names of people are in none."""
+_LONG: Final = 18
+"""Letters from which on a full stop beside them ends a sentence: few names of hosts are so long."""
 _MOST_LETTERS: Final = 400
 """Longer runs of letters are divided in parts of so many."""
 _THRICE: Final = re.compile(r"([A-Za-z])\1\1")
@@ -50,9 +52,10 @@ def worded(text: str) -> Iterator[Replacement]:
 
 def _is_part(text: str, start: int, end: int) -> bool:
     """Whether letters are a part of a code, a path, a name or an address."""
+    is_long = end - start >= _LONG
     if start and text[start - 1] in _BESIDE and text[start - 1] != "(":
-        return True
-    if end == len(text) or text[end] not in _BESIDE:
+        return not (is_long and text[start - 1] == ".")
+    if end == len(text) or text[end] not in _BESIDE or (is_long and text[end] == "."):
         return False
     return text[end] not in "-." or text[end + 1 : end + 2].isalnum()
 
@@ -78,12 +81,12 @@ def _between_humps(start: int, letters: str) -> Iterator[Replacement]:
     words = _HUMP.findall(letters)
     is_whole = sum(map(len, words)) == len(letters)
     fewest = _FEWEST_WORDS + letters[0].islower()  # names in programs begin with a small letter
-    if len(words) >= fewest and is_whole and _are_common([w.lower() for w in words]):
+    if len(words) >= fewest and is_whole and _are_common([w.lower() for w in words], is_known):
         yield _spaced(start, letters, words)
 
 
-def _are_common(words: Sequence[str]) -> bool:
-    common = sum(len(word) for word in words if is_common(word))
+def _are_common(words: Sequence[str], is_one: Callable[[str], bool] = is_common) -> bool:
+    common = sum(len(word) for word in words if is_one(word))
     return common >= _COMMON * sum(map(len, words))
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from server.error_shapes import ErrorFields, SentStream
 from server.screening.bodies.texts import texts_of
 from server.screening.streams.sse import BrokenStream
+from server.wire.replies import in_one_line
 from server.wire.strict_json import encode_json
 
 Group = Hashable
@@ -52,7 +53,7 @@ class Slot:
 def framed(event: Mapping[str, Any], name: str = "") -> bytes:
     """One event as bytes."""
     head = f"event: {name}\n" if name else ""
-    return head.encode() + b"data: " + encode_json(event) + b"\n\n"
+    return head.encode() + b"data: " + in_one_line(encode_json(event)) + b"\n\n"
 
 
 def with_verdict(event: dict[str, Any], verdict: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -65,11 +66,13 @@ class StreamOptions:
     """What the request and its policy say about how a stream ends.
 
     `include_usage`: the request asks for a chunk of usage. `message`: what the policy says in place
-    of a blocked answer, which is then the last text of a stream that is cut.
+    of a blocked answer, which is then the last text of a stream that is cut. `has_form`: the answer
+    is of a given form, so that a part of it is of no use.
     """
 
     include_usage: bool = False
     message: str | None = None
+    has_form: bool = False
     request_id: str = ""
 
 

@@ -53,6 +53,11 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.timestep)
 
+    @property
+    def sigma(self) -> list[float]:
+        """The noise level before each evaluation, `noise / signal`; infinite for pure noise."""
+        return (self.noise / self.signal).tolist()
+
     def looks_back(self, at: int) -> bool:
         """Whether the evaluation `at`, not the first, depends on the one before it."""
         return bool(self.next_sample[at - 1] or self.next_output[at - 1])

@@ -55,7 +55,11 @@ class LoraSettings:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The settings of the adapter in `folder`. Raises UnfitAdapter, in one line."""
-        fields = _fields(folder)
+        return cls.of(_fields(folder))
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """The settings of an adapter by their names in PEFT. Raises UnfitAdapter, in one line."""
         if (kind := fields.get("peft_type")) != "LORA":
             raise UnfitAdapter(f"is of the type {kind!r:.40}: only LORA adapters are served")
         if (bias := fields.get("bias", "none")) != "none":

@@ -98,12 +98,16 @@ def details(error: BaseException) -> dict[str, Any]:
 
 def _options(call: Call) -> dict[str, Any]:
     provider = "anthropic" if call.api == "messages" else "openai"
+    retries: dict[str, Any] = {"max_retries": call.retries}
+    if call.retries and call.api != "chat":
+        # the client of OpenAI is not used there; the default does not wait between two tries
+        retries = {"num_retries": call.retries, "retry_strategy": "exponential_backoff_retry"}
     return {
         "model": f"{provider}/{call.model}",
         "api_base": call.url if call.api == "messages" else f"{call.url}/v1",
         "api_key": call.key,
-        "max_retries": call.retries,
         "timeout": call.timeout,
+        **retries,
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guard.commands.fit.concept_fits import fit
+from tests.guard.commands.fit.images.concept_fits import fit
 from tests.guard.commands.running import run
 
 

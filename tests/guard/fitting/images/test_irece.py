@@ -1,7 +1,7 @@
 """Fitting with an image model whose images are easy to read: a K is a spot, or there is none.
 
 Trajectories and generated images are made up; the choices are those of the fit. The fit with a real
-engine is in `tests/guard/commands/fit/test_irece.py`.
+engine is in `tests/guard/commands/fit/images/test_irece.py`.
 """
 
 from __future__ import annotations

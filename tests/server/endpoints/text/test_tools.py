@@ -62,6 +62,14 @@ def test_a_chat_answers_with_calls(live: LiveServer) -> None:
     )
 
 
+def test_an_answer_ends_with_the_one_call_that_is_wanted(live: LiveServer) -> None:
+    whole = chat(live, "call, then more", parallel_tool_calls=False)
+    assert whole.choices[0].finish_reason == "tool_calls"
+    assert whole.usage.completion_tokens < 20
+    more = chat(live, "call, then more")
+    assert (more.choices[0].finish_reason, more.usage.completion_tokens) == ("tool_calls", 201)
+
+
 def test_a_streamed_chat_gives_calls_in_pieces(live: LiveServer) -> None:
     for text in ("call", "two calls"):
         chunks = list(chat(live, text, stream=True))

@@ -45,6 +45,21 @@ def test_half_a_call_ends_with_an_error(kind: str) -> None:
     assert (last["error"]["message"], last["error"]["code"]) == ("No.", "content_filter")
 
 
+def test_nothing_of_an_object_that_is_blocked_has_left() -> None:
+    more = {"type": "content_block_delta", "index": 0}
+    sent: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {"id": "m", "type": "message", "content": []}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {**more, "delta": {"type": "text_delta", "text": '{"x": "' + "y" * 60}},
+        {**more, "delta": {"type": "text_delta", "text": ' dd"}'}},
+    ]
+    guarded = _Guarded("block", 16, stream_format=MessagesFormat(StreamOptions(has_form=True)))
+    out = guarded.run([f"data: {json.dumps(event)}\n\n".encode() for event in sent])
+    events = [event for _, event in events_of(out.decode())]
+    assert b"yyy" not in out
+    assert events[-2]["delta"]["stop_reason"] == "refusal"
+
+
 def test_half_a_thought_ends_as_a_refusal() -> None:
     block = {"type": "thinking", "thinking": "", "signature": ""}
     events = _cut(block, {"type": "thinking_delta"}, "thinking")

@@ -41,6 +41,17 @@ def test_the_last_event_has_the_text_that_has_left(
     assert numbers == sorted(set(numbers))
 
 
+def test_nothing_of_an_object_that_is_blocked_has_left() -> None:
+    texts = ['{"name": "Eve", "note": "', "z" * 80, ' dd", "x": 1}']
+    for harmful in (True, False):
+        stream_format = ResponsesFormat(StreamOptions(has_form=True))
+        guarded = _Guarded("block", 16, stream_format=stream_format)
+        chunks = response_events(texts if harmful else [*texts[:2], '"}'])
+        left, last, _ = _left(guarded.run(chunks))
+        assert last["type"] == ("response.incomplete" if harmful else "response.completed")
+        assert left == ("" if harmful else "".join(texts[:2]) + '"}')
+
+
 def _events(kinds: Sequence[dict[str, Any]]) -> list[bytes]:
     started = {"type": "response.created", "response": {"id": "r", "output": []}}
     return [

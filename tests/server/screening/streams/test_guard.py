@@ -20,7 +20,7 @@ from server.screening.answers.upstream_errors import WITHHELD
 from server.screening.findings import Findings, ScreenedText
 from server.screening.spans import Span
 from server.screening.streams.event_queue import EventQueue, WaitingEvent
-from server.screening.streams.formats.base import StreamFormat
+from server.screening.streams.formats.base import StreamFormat, StreamOptions
 from server.screening.streams.formats.choices import ChatFormat
 from server.screening.streams.formats.messages import MessagesFormat
 from server.screening.streams.formats.responses import ResponsesFormat
@@ -182,6 +182,38 @@ def test_the_end_of_a_stream_leaves_whatever_its_format() -> None:
         queue = EventQueue(form, dict, lambda verdicts, event: None)
         queue.put(WaitingEvent(b"data: [DONE]\n\n"))
         assert queue.release() == b"data: [DONE]\n\n"
+
+
+FORMED = StreamOptions(has_form=True)
+OBJECT = '{"name": "Eve", "note": "%s -", "list": [1, 2, 3], "more": "- x"}'
+
+
+@settings(deadline=None)
+@given(TEXTS, CUTS, st.sampled_from([16, 40]))
+def test_an_object_that_may_be_blocked_leaves_whole_or_not_at_all(
+    text: str, cuts: list[int], hold_back: int
+) -> None:
+    deltas = _cut(OBJECT % text, cuts)
+    guarded = _Guarded("block", hold_back, stream_format=ChatFormat(FORMED))
+
+    async def through() -> list[str]:
+        out = []
+        for event in _events(deltas):
+            if not guarded.guard.is_over:
+                out.append(_text(await guarded.guard.feed(event) + await guarded.guard.flush()))
+        return [text for text in out if text]
+
+    left = asyncio.run(through())
+    if _SECRET.search(text):
+        assert left == [] and guarded.guard.is_over
+    else:
+        assert "".join(left) == OBJECT % text and len(left) == 1
+
+
+def test_an_object_that_no_screen_may_block_leaves_as_it_comes() -> None:
+    guarded = _Guarded("redact", 16, stream_format=ChatFormat(FORMED))
+    first = _events([OBJECT % "harmless and long"])[0]
+    assert _text(asyncio.run(guarded.guard.feed(first)))
 
 
 def test_half_a_placeholder_waits_for_the_rest_whatever_the_time() -> None:

@@ -71,6 +71,44 @@ def test_a_silent_guidance_guard_changes_no_bit() -> None:
         assert torch.equal(alone(engine, start)[0], bare("emoji", 0)[0])
 
 
+class WindowedRepelGuards(RepelGuards):
+    """Acts while the noise is at most as strong as the signal."""
+
+    windows = ((0.0, 1.0),)
+
+
+def test_outside_of_its_window_a_guard_costs_the_network_no_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family = shared("emoji")
+    engine = new_engine(family, WindowedRepelGuards(family, "a knife"), forward=None)
+    start = replace(STARTS[0], guards=[carried("a knife")])
+    rows: list[int] = []
+    predict = family.predict
+
+    def counted(latents: Tensor, *others: Tensor) -> Tensor:
+        rows.append(len(latents))
+        return predict(latents, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(family, "predict", counted)
+    engine.start([start])
+    while not engine.step():
+        pass
+    sigmas = engine._trajectories.find(start.steps, None).schedule.sigma
+    assert rows == [3 if sigma <= 1.0 else 2 for sigma in sigmas] and {*rows} == {2, 3}
+
+
+def test_a_window_that_opens_changes_no_bit_of_the_neighbours() -> None:
+    family = shared("emoji")
+    engine = new_engine(family, WindowedRepelGuards(family, "a knife"))
+    starts = [replace(STARTS[0], guards=[carried("a knife")]), *STARTS[1:]]
+    expected = alone(engine, starts[0])[0]
+    got = run(engine, starts, joining=1)
+    assert torch.equal(got[0][0], expected) and not torch.equal(expected, bare("emoji", 0)[0])
+    for index in range(1, len(starts)):
+        assert torch.equal(got[index][0], bare("emoji", index)[0])
+
+
 def test_a_guidance_guard_without_guidance_is_refused() -> None:
     family = shared("emoji")
     engine = new_engine(family, RepelGuards(family, "a knife"))

@@ -85,6 +85,20 @@ def test_a_guidance_guard_does_what_it_does_in_the_engine(name: str) -> None:
     assert near(got, served(family, stacks, guards)) and not near(got, bare)
 
 
+class LateRepelGuards(RepelGuards):
+    windows = ((0.0, 1.0), (0.0, 1.0))
+
+
+def test_a_guidance_guard_with_a_window_does_what_it_does_in_the_engine() -> None:
+    family = shared("emoji")
+    stacks, guards = stacked(LateRepelGuards(family, "a dog", "red")), [carried("a dog")]
+    whole = stacked(RepelGuards(family, "a dog", "red"))
+    with attached(family, stacks, *guards):
+        got = call(family, "a knife", num_inference_steps=STEPS)
+    assert near(got, served(family, stacks, guards))
+    assert not near(got, served(family, whole, guards))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_latent_guard_does_what_it_does_in_the_engine(name: str) -> None:
     family = shared(name)

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import TransformersEngine
 from steering.engines.transformers.offline import Answer, answers
-from steering.engines.transformers.rewinding import HELD_BACK, HeldAnswer, Sentences
+from steering.engines.transformers.rewinding import HELD_BACK, HeldAnswer, Rewinds, Sentences
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.sampling import RowSampling
 from steering.engines.transformers.sampling.adjustments import Adjustments
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.table import RowFlags
 from steering.methods.steer import bank_of
 from steering.prompt import Prompt
-from tests.steering.engines.driver import NO_SAMPLING, ids, start
+from tests.steering.engines.driver import ids, start
 from tests.steering.tiny import prompt, random_guard, tiny_model
 
 PIECES = [
@@ -55,8 +56,8 @@ def tokens_of(*pieces: str) -> list[RowToken]:
 LATEST = RowToken(PIECES.index(" ran"))
 
 
-def held_answer() -> HeldAnswer:
-    return HeldAnswer(Sentences(Words()), PROMPT)
+def held_answer(most: int = HELD_BACK) -> HeldAnswer:
+    return HeldAnswer(Sentences(Words()), PROMPT, most=most)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,55 @@ def test_a_long_sentence_is_held_back_in_part() -> None:
     assert released == 2 * HELD_BACK
     back = held.go_back(LATEST)
     assert len(back.withdrawn) == HELD_BACK + 1 and len(held) == released and held.joint == "… "
+    # its client has read the sentence's first part, which nothing can follow
+    assert back.stuck
+
+
+def test_a_stream_in_which_no_guard_acts_is_one_token_late() -> None:
+    held, tokens = held_answer(most=1), tokens_of("The", " cat", " sat", ".", " Mr", " Potter")
+    assert [list(held.push(token)) for token in tokens] == [[], *([each] for each in tokens[:-1])]
+    back = held.go_back(LATEST)
+    # the token on which the guard has fired is not sent, the sentence ends where it is
+    assert back.withdrawn == (tokens[-1].token, LATEST.token)
+    assert back.stuck and held.joint == "… " and len(held) == 5
+
+
+def test_a_stream_goes_back_to_a_sentence_that_has_just_ended() -> None:
+    held = held_answer(most=1)
+    for token in tokens_of("The", " cat", " sat", ".", " Potter"):
+        held.push(token)
+    back = held.go_back(LATEST)
+    assert (back.last, back.stuck, held.joint) == (PIECES.index("."), False, " ")
+    # from here on it is steered, and held back
+    assert not held.push(LATEST) and not held.push(LATEST)
+
+
+def test_a_stream_that_is_steered_from_its_prompt_on_is_held_back() -> None:
+    held = held_answer(most=1)
+    steered = RowFlags(fired=True, steered=True)
+    tokens = [replace(token, flags=steered) for token in tokens_of("The", " cat", ".", " ran")]
+    assert [len(held.push(token)) for token in tokens] == [0, 0, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("rewinds", "streamed", "most"),
+    [
+        ("never", False, None),
+        ("never", True, None),
+        ("steered", False, HELD_BACK),
+        ("steered", True, 1),
+        ("always", True, HELD_BACK),
+    ],
+)
+def test_what_a_policy_holds_back(rewinds: Rewinds, streamed: bool, most: int | None) -> None:
+    sentences, tokens = Sentences(Words()), tokens_of(*[" cat"] * 70)
+    held = HeldAnswer.under(Policy(rewinds), sentences, PROMPT, streamed=streamed)
+    released = None if held is None else sum(len(held.push(token)) for token in tokens)
+    assert released == (None if most is None else len(tokens) - most)
+    # a message that may follow is never sent behind a part of a sentence
+    says = HeldAnswer.under(Policy(rewinds, says_later=True), sentences, PROMPT, streamed=streamed)
+    assert says is not None
+    assert sum(len(says.push(token)) for token in tokens) == len(tokens) - HELD_BACK
 
 
 NEVER, ALWAYS = float("inf"), -1e9
@@ -217,26 +267,6 @@ def test_a_token_that_is_read_again_counts_once(engine: TransformersEngine) -> N
     assert engine.readings(0)["g"].score == before
 
 
-def test_guards_decide_from_the_turn_of_a_prompt_on(engine: TransformersEngine) -> None:
-    asked = prompt(12, 2)
-    guard = RowGuard("g", 1e9, 0.0, acts=False)
-
-    def score(*prompts: Prompt) -> list[float]:
-        engine.reset()
-        engine.prefill([RowStart(each, [guard], NO_SAMPLING) for each in prompts])
-        return [engine.readings(row)["g"].score for row in range(len(prompts))]
-
-    whole = Prompt(tuple(asked))
-    scores = score(whole, replace(whole, turn=8), Prompt(tuple(asked[:8])))
-    assert scores[0] == pytest.approx(max(scores[1:])) and scores[1] != pytest.approx(scores[2])
-    # the same in parts
-    engine.reset()
-    engine.begin(RowStart(replace(whole, turn=8), [guard], NO_SAMPLING))
-    while engine.read(3) is None:
-        pass
-    assert engine.readings(0)["g"].score == pytest.approx(scores[1], abs=1e-4)
-
-
 def test_penalties_do_not_count_withdrawn_tokens() -> None:
     adjustments = Adjustments(2, 5, torch.device("cpu"))
     adjustments.add(1, RowSampling(frequency_penalty=1.0), [0])
@@ -253,7 +283,7 @@ def test_penalties_do_not_count_withdrawn_tokens() -> None:
 class Policy:
     """What an answer is under; guards that have fired end it as `end` says."""
 
-    rewinds: bool = False
+    rewinds: Rewinds = "never"
     end: Literal["block", "say"] | None = None
     says_later: bool = False
     by_turn: bool = False
@@ -293,7 +323,7 @@ def test_answers_without_a_server_follow_a_policy(engine: TransformersEngine) ->
     position, recheck = late_firing(engine, asked)
     late = RowGuard("g", NEVER, 8.0, recheck=recheck)
     steered = answered(engine, asked, RowGuard("g", ALWAYS, 8.0), None)
-    back = answered(engine, asked, late, Policy(rewinds=True))
+    back = answered(engine, asked, late, Policy("always"))
     assert back.tokens == steered.tokens and back.message == ""
     assert (back.readings["g"].rewinds, back.readings["g"].stuck) == (1, False)
 
@@ -308,6 +338,6 @@ def test_answers_without_a_server_follow_a_policy(engine: TransformersEngine) ->
     # steered from its prompt on, and to be steered again: it ends
     both = RowGuard("g", ALWAYS, 0.0, recheck=ALWAYS)
     engine.use(bank_of([replace(random_guard("g", pool=1), rest=2)]))
-    stuck = answered(engine, asked, both, Policy(rewinds=True))
+    stuck = answered(engine, asked, both, Policy("always"))
     assert (stuck.tokens, stuck.message) == ((), "Not here.")
     assert stuck.readings["g"].stuck

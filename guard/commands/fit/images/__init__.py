@@ -1,0 +1,1 @@
+"""`guard fit` of the guards of image models."""

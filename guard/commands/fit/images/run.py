@@ -1,0 +1,80 @@
+"""What the fits without training have in common: options, and one run from files to artifact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guard.commands.fit.images.output import finish
+from guard.commands.fit.output import require_artifact_name
+from guard.data.concept import Concept, read_concept
+from guard.models.kind_checks import source_of
+from guard.reporting.progress import Stages, stages
+
+if TYPE_CHECKING:
+    from guard.artifact import Artifact
+    from guard.fitting.images.training_free import EncodedConcept
+    from guard.models.images import ImageModel
+
+Count = Annotated[int, typer.Option(min=100, help="Unsafe prompts to make for fitting.")]
+Fpr = Annotated[float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far prompts.")]
+Rank = Annotated[int, typer.Option(min=1, max=64, help="Directions of the concept's subspace.")]
+Phrase = Annotated[
+    str | None,
+    typer.Option(help="The phrase to guide away from, instead of the concept's first one."),
+]
+Fpr = Annotated[float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far prompts.")]
+Rank = Annotated[int, typer.Option(min=1, max=64, help="Directions of the concept's subspace.")]
+Phrase = Annotated[
+    str | None,
+    typer.Option(help="The phrase to guide away from, instead of the concept's first one."),
+]
+Gated = Annotated[
+    bool, typer.Option("--gated", help="Act only where a linear score of the prompt is high.")
+]
+Seed = Annotated[int, typer.Option(help="Of the prompts that are made, and of samples.")]
+
+Fit = Callable[["ImageModel", Concept, "EncodedConcept | None", Stages], "Artifact"]
+
+
+@dataclass(frozen=True)
+class FitRun:
+    """What every command here takes; `count` prompts are made for the gate, none with 0."""
+
+    model: str
+    concept_file: Path
+    out: Path
+    count: int
+    seed: int
+    device: str
+    as_json: bool
+
+    def save(self, fit: Fit, fpr: float, near_fpr: float) -> Artifact:
+        """Read the files, load the model, fit, write the artifact and print its figures."""
+        concept = read_concept(self.concept_file)
+        require_artifact_name(self.out)
+        source_of(self.model, "images")
+
+        from guard.fitting.images.training_free import encode_concept, held_out_of
+        from guard.fitting.prompts.concept_prompts import prompts_of
+        from guard.fitting.prompts.rates import PromptRates, require_enough
+        from guard.models.images import ImageModel
+
+        prompts = prompts_of(concept, self.count, self.seed) if self.count else []
+        if self.count:
+            held_out = (prompt.kind for prompt in prompts if prompt.split != "train")
+            require_enough(held_out, PromptRates(fpr, near_fpr))
+        image_model = ImageModel.load(self.model, device=self.device)
+        encoded, started = None, time.monotonic()
+        with stages() as progress:
+            if self.count:
+                encoded = encode_concept(image_model, concept, prompts, progress)
+            artifact = fit(image_model, concept, encoded, progress)
+        fitted = held_out_of(artifact, encoded)
+        finish(fitted, concept, self.out, time.monotonic() - started, as_json=self.as_json)
+        return artifact
