@@ -109,6 +109,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--sizes", default="1,10,100,1000,10000")
     parser.add_argument("--out", type=Path, default=Path("build/suppression"))
+    parser.add_argument(
+        "--dtype", default="float32", help="of the weights; bfloat16 for half of the memory"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
@@ -116,7 +119,10 @@ def main() -> None:
     sizes = [int(size) for size in options.sizes.split(",")]
     folder = options.out / options.model
     folder.mkdir(parents=True, exist_ok=True)
-    chat, names = TransformersChat.load(options.model), Names.invented(max(sizes))
+    chat, names = (
+        TransformersChat.load(options.model, dtype=options.dtype),
+        Names.invented(max(sizes)),
+    )
     listed = [" ".join(name) for name in names.listed]
     with stages() as progress:
         gates, took = _gates(chat, listed, folder, progress)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.config.policy_schema import PolicyConfig
-from guard.config.schema import Config, GuardConfig
+from guard.config.schema import Config, Dtype, GuardConfig
 from guard.errors import DataError
 from guard.fitting.erasure.documents import checked_name, read_documents
 from guard.fitting.erasure.forget import forget as forget_by_name
@@ -62,14 +62,15 @@ def forget(
     out: Path | str = "guards",
     fpr: float = 0.01,
     near_fpr: float = 0.1,
+    dtype: Dtype = "float32",
     device: str = "auto",
 ) -> ForgottenConcept:
     """Make guards of the concept `name`, as `guard new` does, and write them into the folder `out`.
 
     `model` is a transformers causal language model with its `tokenizer`, or a source that is loaded
-    on `device`: an added model, a directory, a hub name. `documents` are paths of texts about the
-    concept. `fpr` and `near_fpr` are the false-positive rates on other topics and on the nearest
-    ones. The model's weights are not touched.
+    in `dtype` on `device`: an added model, a directory, a hub name. `documents` are paths of texts
+    about the concept. `fpr` and `near_fpr` are the false-positive rates on other topics and on the
+    nearest ones. The model's weights are not touched.
 
     Raises DataError (a name or a document that cannot be used, a concept that the model does not
     know), ModelError and ArtifactError.
@@ -83,7 +84,7 @@ def forget(
         raise DataError(
             "give a loaded model together with its tokenizer, or the source of one alone"
         )
-    with _chat(model, tokenizer, device) as chat, stages() as progress:
+    with _chat(model, tokenizer, dtype, device) as chat, stages() as progress:
         rates = GateRates(fpr, near_fpr)
         forgotten = forget_by_name(chat, concept, others, texts, progress, rates=rates)
         files = save(chat, forgotten, Path(out) / f"{file_name(concept)}.safetensors", PYTHON)
@@ -98,9 +99,9 @@ def forget(
 
 
 @contextmanager
-def _chat(model: Any, tokenizer: Any, device: str) -> Iterator[TransformersChat]:
+def _chat(model: Any, tokenizer: Any, dtype: Dtype, device: str) -> Iterator[TransformersChat]:
     if isinstance(model, str):
-        yield TransformersChat.load(model, device=device)
+        yield TransformersChat.load(model, dtype=dtype, device=device)
         return
     was_training = bool(model.training)
     called = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)

@@ -179,6 +179,9 @@ def main() -> None:
         help="folder with a document of a concept, albert-einstein.txt; only these are measured",
     )
     parser.add_argument("--out", type=Path, default=Path("build/erasures"))
+    parser.add_argument(
+        "--dtype", default="float32", help="of the weights; bfloat16 for half of the memory"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--untimed",
@@ -202,7 +205,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.json"
     done: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {}
-    chat = TransformersChat.load(options.model)
+    chat = TransformersChat.load(options.model, dtype=options.dtype)
     with stages() as progress:
         for name in chosen:
             if name not in done:

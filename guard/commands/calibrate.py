@@ -79,7 +79,7 @@ def calibrate(
     from guard.plans.language import LanguagePlans
 
     require_prompts(fpr, len(known))
-    chat = TransformersChat.load(entry.source, dtype=entry.dtype, device=entry.device)
+    chat = TransformersChat.configured(entry)
     plans = LanguagePlans(settings, chat.model, name=entry.name)
     plan = plans[chosen]
     plan.require_whole()

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from guard.artifact import Artifact
-from guard.commands.fit.options import AsJson, Device
+from guard.commands.fit.options import AsJson, Device, ModelDtype
 from guard.commands.fit.output import print_written
 from guard.commands.guards import POLICY, artifacts_of, config_of
 from guard.config.kinds import Engine
@@ -52,6 +52,7 @@ def try_guard(
     ] = 80,
     seed: Annotated[int, typer.Option(help="Of an image's noise.")] = 0,
     out: Annotated[Path, typer.Option(help="Where images go, both in one PNG.")] = Path("try.png"),
+    dtype: ModelDtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -61,12 +62,13 @@ def try_guard(
     source = model or first.model.name
     method = method_named(first.method)
     engine: Engine = "transformers" if method.kind == "language" else "diffusers"
-    config = config_of(
-        paths, ModelConfig(name="model", source=source, engine=engine, device=device)
-    )
+    if method.kind != "language" and dtype != "float32":
+        raise DataError(f"--dtype {dtype}: is for language models: leave it out")
+    entry = ModelConfig(name="model", source=source, engine=engine, dtype=dtype, device=device)
+    config = config_of(paths, entry)
     console = Console()
     if method.kind == "language":
-        shown = _answers(config, source, prompt, tokens, device)
+        shown = _answers(config, prompt, tokens)
         if as_json:
             print(json.dumps(shown, indent=2, ensure_ascii=False))
             return
@@ -83,11 +85,12 @@ def try_guard(
     print_written(console, out)
 
 
-def _answers(config: Config, source: str, prompt: str, tokens: int, device: str) -> dict[str, Any]:
+def _answers(config: Config, prompt: str, tokens: int) -> dict[str, Any]:
     from guard.models.chat import TransformersChat
     from guard.plans.language import LanguagePlans
 
-    chat = TransformersChat.load(source, device=device)
+    (entry,) = config.models
+    chat = TransformersChat.configured(entry)
     plans = LanguagePlans(config, chat.model, name="model")
     plan = plans[POLICY]
     plan.require_whole()

@@ -118,6 +118,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
             yield from _unknown("policy", _strings(key, ("keys", index, name)), known)
     kinds: dict[str, Kind | None] = {str(entry.get("name")): "text" for _, entry in lists}
     fitted_for: dict[str, object] = {}
+    methods: dict[str, str] = {}
     for index, guard in guards:
         if isinstance(reference := guard.get("artifact"), str):
             try:
@@ -130,6 +131,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
             if str(guard.get("name")) in {str(entry.get("name")) for _, entry in lists}:
                 yield ("guards", index, "name"), "is also a name in [[patterns]]: change one"
             kinds[str(guard.get("name"))] = kind
+            methods[str(guard.get("name"))] = meta.method
             fitted_for[str(guard.get("name"))] = meta.settings.get("look")
             if kind != "language" and "recheck" in guard:
                 yield ("guards", index, "recheck"), "is for guards of language models: leave it out"
@@ -154,7 +156,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     for index, model in models:
         yield from _unknown("policy", _strings(model, ("models", index, "default_policy")), known)
         yield from _unfit(index, model, policies, kinds)
-        yield from _unknown_to_vllm(index, model, server, policies)
+        yield from _unknown_to_vllm(index, model, server, policies, methods)
         for place, adapter in adapters_of(index, model):
             yield from _unknown("policy", _strings(adapter, (*place, "default_policy")), known)
     default = server.get("default_policy", NO_POLICY)
@@ -247,12 +249,13 @@ def _unknown_to_vllm(
     model: Mapping[str, Any],
     server: Mapping[str, Any],
     policies: Mapping[str, Mapping[str, Any]],
+    methods: Mapping[str, str],
 ) -> Iterator[Problem]:
     """A default policy that asks for what a model's engine does not know."""
     name = model.get("default_policy", server.get("default_policy"))
     if model.get("engine") != "vllm" or not isinstance(name, str):
         return
-    if reason := unsupported(policies.get(name, {})):
+    if reason := unsupported(policies.get(name, {}), methods):
         yield ("models", index, "engine"), f"the default policy {_short(name)} {reason}"
 
 

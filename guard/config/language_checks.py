@@ -7,7 +7,7 @@ from typing import Any
 
 from guard.config.kinds import Kind
 from guard.config.toml_lines import KeyPath
-from steering.methods import SCREENS
+from steering.methods import SCREENS, method_named
 
 _KEYS = ("actions", "scope", "rewind")
 
@@ -66,8 +66,20 @@ def of_transformers(
     return 'scope = "turn"' if scope == "turn" else None
 
 
-def unsupported(policy: Mapping[str, Any]) -> str | None:
-    """What is wrong with a policy for vLLM; None for nothing."""
+def overlays_linears(method: str) -> bool:
+    """Whether guards of a method act on linear layers, which the engine transformers alone runs
+    with overlays."""
+    try:
+        return method_named(method).seam == "linear"
+    except ValueError:
+        return False  # said where the guard is loaded
+
+
+def unsupported(policy: Mapping[str, Any], methods: Mapping[str, str]) -> str | None:
+    """What is wrong with a policy for vLLM, whose guards have these methods; None for nothing."""
+    overlays = [name for name in _names(policy) if overlays_linears(methods.get(name, ""))]
+    if overlays:
+        return f"has {overlays[0]}, which overlays linear layers, and vLLM does not: {_ENGINES}"
     rewind, scope = policy.get("rewind"), policy.get("scope")
     words = of_transformers(policy.get("action"), _actions(policy), rewind=rewind, scope=scope)
     return None if words is None else f"has {words}, which vLLM does not know: {_ENGINES}"

@@ -29,6 +29,7 @@ from guard.verdict import VerdictDetail
 
 MAX_CONFIG_BYTES = 2**24
 Quantization = Literal["int8", "nf4"]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 """What the transformers engine quantises weights to while it loads them."""
 
@@ -91,7 +92,7 @@ class ModelConfig(Section):
     name: Name
     source: str = Field(min_length=1)
     engine: Engine = "transformers"
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: Dtype = "float32"
     device: str = Field(default="auto", min_length=1)
     default_policy: Name | None = None
     max_context: int | None = Field(default=None, ge=1)

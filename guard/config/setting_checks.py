@@ -11,6 +11,9 @@ from guard.config.toml_lines import KeyPath
 from guard.errors import ArtifactError
 from steering.methods import method_named
 
+DECIDES_ON_PROMPT = "overlays linear layers and decides on the prompt alone"
+"""Why a guard has no threshold of generated tokens."""
+
 
 def recheck_of(
     chosen: bool | float | None, fitted: float | None, threshold: float | None
@@ -54,6 +57,8 @@ def setting_problems(
                 method.require_in_range({key: value}, name)
             except ValueError as error:
                 yield ("guards", index, key), str(error)
+    if method.seam == "linear" and guard.get("recheck") not in (None, False):
+        yield ("guards", index, "recheck"), f"{DECIDES_ON_PROMPT}: leave it out"
     try:
         method.require_in_range(meta.settings, name)
     except ValueError as error:

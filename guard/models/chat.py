@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from guard.artifact import FittedModel
+from guard.config.schema import ModelConfig
 from guard.errors import ModelError
 from guard.models.kind_checks import source_of
 from guard.reporting.progress import Stages
@@ -217,6 +218,7 @@ class TransformersChat(ChatModel):
         *,
         dtype: str = "float32",
         device: str = "auto",
+        device_map: str | None = None,
         quantization: str | None = None,
     ) -> TransformersChat:
         """Load a model by its name in the store, its directory, its GGUF file or its hub name.
@@ -224,12 +226,27 @@ class TransformersChat(ChatModel):
         resolved = source_of(source, "language")
         try:
             model, tokenizer, vision = load_language_model(
-                resolved, dtype=dtype, device=device, quantization=quantization
+                resolved,
+                dtype=dtype,
+                device=device,
+                device_map=device_map,
+                quantization=quantization,
             )
         except ValueError as error:
             raise ModelError(f"model {source!r}: {error}") from error
         name = f"{source} ({quantization} at load)" if quantization else source
         return cls(model, tokenizer, name=name, vision=vision)
+
+    @classmethod
+    def configured(cls, entry: ModelConfig) -> TransformersChat:
+        """Load a model as a server with this entry of its configuration does. Raises ModelError."""
+        return cls.load(
+            entry.source,
+            dtype=entry.dtype,
+            device=entry.device,
+            device_map=entry.device_map,
+            quantization=entry.quantization,
+        )
 
     @property
     def fitted_model(self) -> FittedModel:

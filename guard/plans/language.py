@@ -5,17 +5,18 @@ Needs torch (through steering): imported where a model is, never by `import guar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
 from guard.artifact import Artifact
-from guard.config.language_checks import of_transformers
+from guard.config.language_checks import of_transformers, overlays_linears
 from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import Config, GuardConfig
-from guard.config.setting_checks import recheck_of
+from guard.config.setting_checks import DECIDES_ON_PROMPT, recheck_of
 from guard.errors import ArtifactError
 from guard.plans.base import (
     GuardSelection,
@@ -27,10 +28,13 @@ from guard.plans.base import (
     select_guards,
 )
 from guard.verdict import Done, GuardVerdict
+from steering.engines.transformers.adapters.seam import require_fit
+from steering.engines.transformers.adapters.weights import linear_shapes
 from steering.engines.transformers.layers import decoder_layers
 from steering.engines.transformers.rewinding import Rewinds
 from steering.fingerprint import fingerprint, quantisation_of
 from steering.hidden.bank import HiddenBank, HiddenGuards
+from steering.hidden.overlays import LinearOverlay
 from steering.hidden.rows import Reading
 from steering.methods import method_named
 from steering.methods.fitted import FittedGuard
@@ -82,6 +86,8 @@ class LanguagePlan(Plan[Reading]):
         scope = "turn" if self.by_turn else "conversation"
         rewind = self.rewinds == "always"
         words = of_transformers(self.action, self.actions, rewind=rewind, scope=scope)
+        if any(overlays_linears(guard.method.name) for guard in self.guards):
+            words = "overlays of linear layers"
         if words is None or not self.guards:
             return self
         return self.failed(
@@ -122,6 +128,9 @@ class ServedModel:
     device: str
     quantisation: str = ""
     """How its weights are quantised, in words; empty for plain ones."""
+    linears: Callable[[], Mapping[str, tuple[int, int]]] | None = None
+    """Gives the linear layers in its decoder layers by path, (out, in); None where the engine runs
+    no overlays of them."""
 
     @classmethod
     def of(cls, model: Any) -> ServedModel:
@@ -132,6 +141,7 @@ class ServedModel:
             width=model.config.get_text_config().hidden_size,
             device=str(execution_device(model)),
             quantisation=str(quantisation_of(model) or ""),
+            linears=partial(linear_shapes, model),
         )
 
     def remedy(self, artifact: Artifact, path: object, model: str = "--model ...") -> str:
@@ -245,7 +255,11 @@ def _guard(
     if method.kind != "language":
         raise ValueError(f"the method {method.name!r} is not for language models")
     guard = FittedGuard(setting.name, artifact.tensors, meta.settings)
-    _require_fit(method.stacked([guard]), model)
+    stack = method.stacked([guard])
+    _require_fit(stack, model)
+    overlays: Mapping[str, LinearOverlay] = getattr(stack, "overlays", {})
+    if overlays:
+        _require_overlaid(setting, overlays, model)
     try:
         fitted = guard.optional_number("recheck")
         recheck = recheck_of(setting.recheck, fitted, setting.threshold)
@@ -256,6 +270,23 @@ def _guard(
     if isinstance(entries, list):
         loaded = replace(loaded, entries=tuple(map(str, entries)))
     return loaded, MethodGuard(method, guard)
+
+
+def _require_overlaid(
+    setting: GuardConfig, overlays: Mapping[str, LinearOverlay], model: ServedModel
+) -> None:
+    """Raise ArtifactError where the engine runs no overlays, for a `recheck`, which they do not
+    have, and ValueError for overlays that do not fit the model's linear layers."""
+    if model.linears is None:
+        raise ArtifactError(
+            f"{setting.artifact}: overlays linear layers, which vLLM does not run: serve the model "
+            'with engine = "transformers", or take the guard out of its policies'
+        )
+    if setting.recheck not in (None, False):
+        raise ArtifactError(f"{setting.artifact}: {DECIDES_ON_PROMPT}: leave out recheck")
+    shapes = model.linears()
+    for name, overlay in overlays.items():
+        require_fit(name, overlay, shapes)
 
 
 def _require_fit(stack: HiddenGuards, model: ServedModel) -> None:

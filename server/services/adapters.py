@@ -39,8 +39,7 @@ class AdapterService:
         return self._base.ready()
 
     def queued(self) -> int:
-        """0: its rows wait in the queue of the model, which counts them."""
-        return 0
+        return self._base.queued_for(self._adapter.name)
 
     def close(self) -> None:
         """Nothing: the model's service ends its rows."""

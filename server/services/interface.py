@@ -16,24 +16,18 @@ from server.services.tools.template import ToolFormat
 from steering.constraint import Constraint
 from steering.images.textual_inversion import EmbeddingLimits
 from steering.prompt import Prompt
+from steering.sampling import LogitOptions
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingOptions:
-    """Further settings of a row's sampling, by vLLM's names. The defaults change nothing."""
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(LogitOptions):
+    """Further settings of a row's sampling, by vLLM's names. The defaults change nothing.
 
-    top_k: int = 0
-    """0 and -1 keep all tokens."""
-    min_p: float = 0.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """Pairs of a token id and what is added to its logit."""
-    min_tokens: int = 0
-    """Before so many tokens no end token and none of `stop_token_ids` is generated."""
+    `stop_token_ids` end the row beside the model's end tokens, which do not where `ignore_eos`.
+    """
+
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 

@@ -36,8 +36,9 @@ from server.services.text_embeddings import EmbeddingBatches
 from server.services.text_rows import TextRow, TokenText
 from server.services.tools.offered import OfferedTools
 from steering.engines.transformers.embeddings import StateEmbedder
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.rewinding import HeldAnswer, Sentences, step_of
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import HiddenBank
 from steering.methods.stacking import MethodGuard, stacks
@@ -116,6 +117,14 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             rows = [self._row(request, self._admit(request), loop) for request in requests]
             self._enqueue(rows)
         return [row.events for row in rows]
+
+    def queued(self) -> int:
+        return self.queued_for(None)
+
+    def queued_for(self, adapter: str | None) -> int:
+        """Number of rows with this adapter that wait for a place in the batch."""
+        with self._wake:
+            return sum(row.request.adapter == adapter for row in self._waiting)
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddedTexts:
         """As `EmbeddingService.embed`."""
@@ -311,7 +320,7 @@ def _client(row: TextRow) -> str:
 
 
 def _start(row: TextRow) -> RowStart:
-    sampling, options = row.request.sampling, row.request.sampling.options
+    sampling = row.request.sampling
     seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
     return RowStart(
         prompt=row.request.prompt,
@@ -321,15 +330,9 @@ def _start(row: TextRow) -> RowStart:
             sampling.top_p,
             seed,
             sampling.top_logprobs,
-            top_k=max(0, options.top_k),
-            min_p=options.min_p,
-            frequency_penalty=options.frequency_penalty,
-            presence_penalty=options.presence_penalty,
-            repetition_penalty=options.repetition_penalty,
-            logit_bias=options.logit_bias,
-            min_tokens=options.min_tokens,
             ends=tuple(row.end_tokens),
             grammar=row.grammar,
+            **sampling.options.logit_options(),
         ),
         adapter=row.request.adapter,
     )

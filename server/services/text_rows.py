@@ -20,8 +20,8 @@ from server.services.interface import (
     TokenLogprob,
 )
 from server.services.loop import BatchRow
-from steering.engines.transformers.engine import RowToken
 from steering.engines.transformers.rewinding import Back, HeldAnswer
+from steering.engines.transformers.row_tokens import RowToken
 
 if TYPE_CHECKING:
     from steering.engines.transformers.sampling.grammars import Grammar

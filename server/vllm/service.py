@@ -30,7 +30,7 @@ from server.services.loop import engine_failed, guard_failed, queue_full, settle
 from server.services.prompts import PromptEncoder, require_text
 from server.services.text_rows import TextRow, TokenText
 from server.services.tools.offered import OfferedTools
-from steering.engines.transformers.engine import RowToken
+from steering.engines.transformers.row_tokens import RowToken
 from steering.prompt import Prompt
 
 logger = logging.getLogger(__name__)
@@ -160,18 +160,12 @@ class VllmService:
             top_p=sampling.top_p,
             seed=sampling.seed,
             logprobs=sampling.top_logprobs,
-            top_k=max(0, options.top_k),
-            min_p=options.min_p,
-            frequency_penalty=options.frequency_penalty,
-            presence_penalty=options.presence_penalty,
-            repetition_penalty=options.repetition_penalty,
-            logit_bias=dict(options.logit_bias) or None,
-            min_tokens=options.min_tokens,
             ignore_eos=options.ignore_eos,
             stop_token_ids=sorted(row.end_tokens),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             extra_args={POLICY: row.request.policy},
+            **options.logit_options() | {"logit_bias": dict(options.logit_bias) or None},
         )
 
     def _push(self, row: TextRow, output: Any) -> None:

@@ -17,7 +17,7 @@ from server.observe.exchange import Exchange
 from server.services.interface import Event, FinishedText, TextDelta
 from server.services.text_jobs import CollectedText, TextJob, Usage, until_disconnect
 from server.services.tools.parser import CallDelta, CallEnd
-from server.wire.replies import encode
+from server.wire.replies import encode, in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Reply(Protocol):
 def frame(payload: dict[str, Any], name: str = "") -> bytes:
     """One event. Encoded JSON has no line breaks: one `data:` line always holds it."""
     head = f"event: {name}\n".encode() if name else b""
-    return head + b"data: " + encode(payload) + b"\n\n"
+    return head + b"data: " + in_one_line(encode(payload)) + b"\n\n"
 
 
 class EventStream(Response):

@@ -8,12 +8,14 @@ row reads the states that the other guard has changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+
+from steering.hidden.overlays import LinearOverlay
 
 Tokens = Literal["all", "text", "image", "last"]
 """Which tokens of a request a guard scores: all, those of the text, the placeholder tokens of
@@ -28,7 +30,8 @@ class Placement:
 
     The score of a token is the sum of the scores of `HiddenGuards.sense` at `sense_layers`; the
     statistic of a row is the mean of its `pool` largest scores. A guard that fires acts after
-    `act_layers` at the token where it fires and at the next ones, `steps` tokens in all. Where the
+    `act_layers` at the token where it fires and at the next ones, `steps` tokens in all (None: to
+    the end); without such layers it acts inside of them (`steering.hidden.overlays`). Where the
     row rechecks, a topical token starts that again once `rest` tokens have passed (None: `steps`).
     `tokens` are those that count; the others score 0, as do tokens that a row does not have.
     Where a row decides on its last turn, and the turns before it are over the threshold, the last
@@ -39,7 +42,7 @@ class Placement:
 
     sense_layers: tuple[int, ...]
     act_layers: tuple[int, ...]
-    steps: int
+    steps: int | None
     pool: int = 1
     rest: int | None = None
     tokens: Tokens = "all"
@@ -47,11 +50,13 @@ class Placement:
 
     def __post_init__(self) -> None:
         for layers in (self.sense_layers, self.act_layers):
-            if not layers or len(set(layers)) != len(layers):
-                raise ValueError("needs layers to sense and to act on, each listed once")
-        if self.steps < 1:
+            if len(set(layers)) != len(layers):
+                raise ValueError("must list each of its layers once")
+        if not self.sense_layers:
+            raise ValueError("needs layers to sense")
+        if self.steps is not None and self.steps < 1:
             raise ValueError("must act for at least one step")
-        if self.decides > min(self.act_layers):
+        if self.decides > min(self.act_layers, default=self.decides):
             raise ValueError("would act at a layer before its last sensing layer")
         if self.rest is not None and self.rest < 1:
             raise ValueError("rest must be at least 1")
@@ -94,6 +99,14 @@ class HiddenGuards(Protocol):
         change may depend on the states (`-r (r·h)`, `target - h`); it is zero where the guard does
         not act at `layer`. Changes of several guards at one token are joined (`bounded`).
         """
+
+
+class OverlaidGuards(HiddenGuards, Protocol):
+    """Stacked guards that act on linear layers inside the decoder layers, on rows of which they
+    have decided by the prompt."""
+
+    overlays: Mapping[str, LinearOverlay]
+    """Guard → its overlay."""
 
 
 class RoomyGuards(HiddenGuards, Protocol):
@@ -175,6 +188,12 @@ class HiddenBank:
             for layer in sorted(self.act_layers)
         }
         """Layer → which guards act there, `[columns]`; None for all of them."""
+        self.overlays = {
+            name: overlay
+            for stack in stacks
+            for name, overlay in getattr(stack, "overlays", {}).items()
+        }
+        """Guard → its overlay, of those that have one (`OverlaidGuards`)."""
 
     def __len__(self) -> int:
         return len(self.index)

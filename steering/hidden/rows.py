@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.hidden.bank import TOKENS, HiddenBank
-from steering.hidden.slots import Slots, on_device
+from steering.hidden.slots import ENDLESS, Slots, on_device
 
 Rows = slice | Tensor
 """Rows of the table: a slice, or the indices of different rows."""
@@ -111,9 +111,12 @@ class GuardedRows:
         column, placement = self.bank.index[guard.name], self.bank.placements[guard.name]
         own = (column, True, guard.acts, guard.threshold)
         recheck = inf if guard.recheck is None else guard.recheck
-        rest = placement.steps if placement.rest is None else placement.rest
+        steps = ENDLESS if placement.steps is None else placement.steps
+        if not placement.act_layers:
+            steps = 0  # nothing is due after a layer
+        rest = steps if placement.rest is None else placement.rest
         tokens = TOKENS.index(placement.tokens)
-        placed = (placement.steps, rest, placement.decides, placement.pool, tokens)
+        placed = (steps, rest, placement.decides, placement.pool, tokens)
         return (*own, recheck, guard.strength, *placed, placement.follow_up)
 
     def restart(self, row: int) -> None:

@@ -34,6 +34,9 @@ _SETTINGS = (
 NEVER = 2**62
 """Where a schedule starts that has not: every step is before it."""
 
+ENDLESS = 2**40
+"""The length of a schedule that does not end: no answer has so many tokens."""
+
 _FILL = {
     "column": 0,
     "carried": False,

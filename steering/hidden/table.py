@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import starmap
+from math import isnan
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from steering.engines.errors import Unfollowed
 from steering.hidden.bank import HiddenBank, bounded
 from steering.hidden.rows import GuardedRows, HostRows, Reading, RowGuard
-from steering.hidden.slots import NEVER
+from steering.hidden.slots import NEVER, on_device
 
 
 def without_sink(real: Tensor) -> Tensor:
@@ -133,7 +134,47 @@ class Table(GuardedRows):
             started = (begun if self._fresh is None else begun & self._fresh).any(1)
         return [*starmap(RowFlags, torch.stack([fired, invalid, started, steered], 1).tolist())]
 
+    def fired_overlays(self, rows: HostRows) -> dict[int, list[tuple[str, float]]]:
+        """Of those of `rows` on which guards with overlays have fired and act, by their places: the
+        names and the strengths of these.
+
+        Costs one transfer from the device where a row carries such guards, and else none.
+        """
+        overlays = self.bank.overlays
+        if not overlays:
+            return {}
+        numbers = np.arange(len(self._guards))[rows]
+        carried = [
+            place
+            for place, row in enumerate(numbers)
+            if not overlays.keys().isdisjoint(self._guards[row])
+        ]
+        if not carried:
+            return {}
+        at, slots = on_device(numbers[carried], self.bank.device), self._slots
+        acting = slots.acts[at] & (slots.fired[at] >= 0)
+        strengths = torch.where(acting, slots.strength[at], torch.nan).tolist()
+        fired = {
+            place: [
+                (name, strength)
+                for name, strength in zip(self._guards[numbers[place]], row, strict=False)
+                if name in overlays and not isnan(strength)
+            ]
+            for place, row in zip(carried, strengths, strict=True)
+        }
+        return {place: guards for place, guards in fired.items() if guards}
+
     # -- one forward pass -------------------------------------------------------------------------
+
+    def begin_again(self, rows: HostRows, *, ends: bool = True) -> None:
+        """Start a forward that reads prompts again, or the last part of them, on which the guards
+        have decided: they act as they did, and sense nothing. `ends` as in `begin`."""
+        self._rows, self._host_rows, self._mask = self._on_device(rows), rows, None
+        self._prompt, self._ends, self._fresh = True, ends, None
+        self.senses = False
+        self.acts = ends and bool(self._steering[rows].any())
+        if self.acts:
+            self._schedule()
 
     def begin(
         self,

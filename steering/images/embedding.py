@@ -148,6 +148,18 @@ class EmbeddingBank:
             text = self._encoded(text, guards, readings, encode)
         return Applied(text, tuple(readings))
 
+    def encoding(
+        self,
+        guards: Sequence[Sequence[RowGuard]],
+        readings: Sequence[dict[str, ImageReading]],
+    ) -> list[list[RowGuard]]:
+        """Of each row the guards that overlay the text encoders and have fired: all texts of its
+        request are encoded under them."""
+        return [
+            acting(row, reading, self._encoding)
+            for row, reading in zip(guards, readings, strict=True)
+        ]
+
     def _encoded(
         self,
         text: Conditioning,
@@ -157,10 +169,7 @@ class EmbeddingBank:
     ) -> Conditioning:
         """The conditioning, with rows encoded again where a guard that overlays the text encoders
         has fired."""
-        due = [
-            acting(row, reading, self._encoding)
-            for row, reading in zip(guards, readings, strict=True)
-        ]
+        due = self.encoding(guards, readings)
         if not any(due):
             return text
         if encode is None:

@@ -20,7 +20,7 @@ GROUP = "guard.methods"
 """The entry point group of methods that other packages bring."""
 
 Seam = Literal[
-    "hidden", "embedding", "projection", "guidance", "latent", "output", "text", "pixels"
+    "hidden", "linear", "embedding", "projection", "guidance", "latent", "output", "text", "pixels"
 ]
 """Where the guards of a method attach; `steering.hidden` and `steering.images` have one protocol
 for each."""
@@ -46,6 +46,7 @@ with the identity in place of its change (Athalye et al., arXiv 1802.00420), or 
 
 KINDS: dict[str, ModelKind] = {
     "hidden": "language",
+    "linear": "language",
     "embedding": "images",
     "projection": "images",
     "guidance": "images",
@@ -142,6 +143,51 @@ METHODS: dict[str, Method] = {
                 "radius": Range(0.0, 1e6, above=True),
                 "rest": Range(1, 1e6, whole=True),
                 "schedule": Range(-10.0, 10.0),
+            },
+        ),
+        Method(
+            "kif",
+            seam="hidden",
+            stack=f"{_MATHS}.kif:stack",
+            action="steer",
+            bound_to="model",
+            decides="during",
+            gradient="none",
+            ranges={
+                "sense_layers": _LAYER,
+                "act_layers": _LAYER,
+                "pool": Range(1, 4096, whole=True),
+                "bias": SCORE,
+                "slope": Range(0.0, 1e6, above=True),
+                "middle": SCORE,
+                "strength": Range(0.0, 5.0, above=True),
+            },
+        ),
+        Method(
+            "ablation",
+            seam="hidden",
+            stack=f"{_MATHS}.ablation:stack",
+            action="steer",
+            bound_to="model",
+            decides="during",
+            gradient="none",
+            ranges={
+                "sense_layers": _LAYER,
+                "act_layers": _LAYER,
+                "pool": Range(1, 4096, whole=True),
+            },
+        ),
+        Method(
+            "language-overlay",
+            seam="linear",
+            stack=f"{_MATHS}.language_overlay:stack",
+            action="overlay",
+            bound_to="model",
+            decides="before",
+            gradient="none",
+            ranges={
+                "sense_layers": _LAYER,
+                "pool": Range(1, 4096, whole=True),
             },
         ),
         Method(

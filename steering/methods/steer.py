@@ -17,11 +17,11 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from steering.hidden.bank import HiddenBank, Placement, Room, Tokens
 from steering.methods.fitted import FittedGuard
-from steering.methods.schedules import Schedules, copy_by_layer, scheduled_directions
+from steering.methods.schedules import Schedules, scheduled_directions
+from steering.methods.token_gates import TokenGates, require_gates
 
 FOLLOW_UP = 0.5
 """Share of the threshold for a last turn that may go on with a topic without naming it. Tokens of a
@@ -115,8 +115,7 @@ class SteerGuard:
     tokens: Tokens = "all"
 
     def __post_init__(self) -> None:
-        if self.gates.ndim != 2 or len(self.gates) != len(self.sense_layers):
-            raise ValueError(f"guard {self.name}: gates must be [sense layers, width]")
+        require_gates(self)
         shape = (len(self.act_layers), self.width)
         if self.directions.ndim != 3 or tuple(self.directions.shape[1:]) != shape:
             raise ValueError(f"guard {self.name}: directions must be [steps, act layers, width]")
@@ -152,24 +151,13 @@ class SteerGuards:
     def __init__(self, guards: Sequence[SteerGuard], device: torch.device | str = "cpu") -> None:
         self.names: Sequence[str] = tuple(guard.name for guard in guards)
         self.placements: Sequence[Placement] = tuple(guard.placement for guard in guards)
-        if len({guard.width for guard in guards}) > 1:
-            raise ValueError("the guards of a bank must be of one width, that of the model")
-        self.width = guards[0].width
+        self._gates = TokenGates(guards, device)
+        self.width = self._gates.width
         self._schedules = Schedules(guards, device)
-        self._gates = {
-            layer: _gates(guards, layer).to(device)
-            for layer in sorted({layer for guard in guards for layer in guard.sense_layers})
-        }
-        """Layer → `[guards, width]`; guards that do not sense there have zeros."""
-        self._columns = len(guards)
 
     def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
         """See `HiddenGuards.sense`."""
-        if layer not in self._gates:
-            count = self._columns if columns is None else len(columns)
-            return states.new_zeros(*states.shape[:-1], count)
-        gates = self._gates[layer]
-        return states @ (gates if columns is None else gates[columns]).T
+        return self._gates.sense(layer, states, columns)
 
     def act(
         self, layer: int, states: Tensor, guard: Tensor, age: Tensor, strength: Tensor
@@ -180,20 +168,17 @@ class SteerGuards:
     def with_room(self, room: Room) -> SteerGuards:
         """See `RoomyGuards.with_room`."""
         roomy = copy(self)
-        roomy._schedules, roomy._columns = self._schedules.with_room(room), room.guards
-        roomy._gates = {
-            layer: pad(gates, (0, 0, 0, room.guards - self._columns))
-            for layer, gates in self._gates.items()
-        }
+        roomy._schedules = self._schedules.with_room(room)
+        roomy._gates = self._gates.with_room(room)
         return roomy
 
     def tensors(self) -> list[Tensor]:
         """See `RoomyGuards.tensors`."""
-        return [*self._gates.values(), *self._schedules.tensors()]
+        return [*self._gates.tensors(), *self._schedules.tensors()]
 
     def take(self, other: SteerGuards) -> None:
         """See `RoomyGuards.take`."""
-        copy_by_layer(self._gates, other._gates)
+        self._gates.take(other._gates)
         self._schedules.take(other._schedules)
         self.names, self.placements = other.names, other.placements
 
@@ -201,14 +186,6 @@ class SteerGuards:
 def bank_of(guards: Sequence[SteerGuard], device: torch.device | str = "cpu") -> HiddenBank:
     """A bank of only these guards, any number of them."""
     return HiddenBank([SteerGuards(guards, device)] if guards else [], device)
-
-
-def _gates(guards: Sequence[SteerGuard], layer: int) -> Tensor:
-    stacked = torch.zeros(len(guards), guards[0].width)
-    for row, guard in zip(stacked, guards, strict=True):
-        if layer in guard.sense_layers:
-            row.copy_(guard.gates[guard.sense_layers.index(layer)])
-    return stacked
 
 
 def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> SteerGuards:

@@ -21,7 +21,8 @@ from guard.artifact import Artifact, ArtifactMeta
 from guard.config.schema import Config, load_config
 from server.services import build
 from server.services.text import BatchedTextService
-from steering.engines.transformers.engine import RowToken, TransformersEngine
+from steering.engines.transformers.engine import TransformersEngine
+from steering.engines.transformers.row_tokens import RowToken
 from steering.fingerprint import fingerprint
 from tests.guard.toy_images import save_toy
 from tests.server.running_service import RunningService, StepControl, recording

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from guard.commands.fit.options import AsJson, Device, Guidance, Model
+from guard.commands.fit.options import AsJson, Device, Guidance, Model, ModelDtype
 from guard.commands.fit.output import print_judgement, print_written, require_writable
 from guard.config.policy_schema import MAX_MESSAGE_CHARS
 from guard.errors import DataError
@@ -75,6 +75,7 @@ def new(
         Path | None,
         typer.Option(help="Image models: an ONNX file that recognises concepts in images."),
     ] = None,
+    dtype: ModelDtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -89,9 +90,9 @@ def new(
     if kind_of_model(model) == "images":
         for option, text in (("--facts", facts), ("--instead", instead)):
             if text:
-                raise DataError(
-                    f"{option} is for language models, and {model!r} is none: leave it out"
-                )
+                raise _for_language(option, model)
+        if dtype != "float32":
+            raise _for_language("--dtype", model)
         from guard.commands.erase.new_images import new_images
         from guard.fitting.prompts.rates import PromptRates
 
@@ -134,7 +135,7 @@ def new(
     whole = base.with_name(f"{base.name.removesuffix('.safetensors')}.safetensors")
     require_writable(whole)
     require_rates(GateRates(fpr, near_fpr))
-    chat = TransformersChat.load(model, device=device)
+    chat = TransformersChat.load(model, dtype=dtype, device=device)
     with stages() as progress:
         forgotten = forget(
             chat,
@@ -148,6 +149,10 @@ def new(
             instead=instead,
         )
     print_files(save(chat, forgotten, whole), as_json=as_json)
+
+
+def _for_language(option: str, model: str) -> DataError:
+    return DataError(f"{option} is for language models, and {model!r} is none: leave it out")
 
 
 def print_files(files: Files, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from guard.commands.fit.options import AsJson, Device
+from guard.commands.fit.options import AsJson, Device, ModelDtype
 from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
@@ -21,6 +21,7 @@ def profile(
     again: Annotated[
         bool, typer.Option("--again", help="Compute it although there is one.")
     ] = False,
+    dtype: ModelDtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -34,7 +35,7 @@ def profile(
     from guard.fitting.erasure.profiling import profile_of
     from guard.models.chat import TransformersChat
 
-    chat = TransformersChat.load(model, device=device)
+    chat = TransformersChat.load(model, dtype=dtype, device=device)
     path = profile_path(chat.fitted_model)
     started = time.monotonic()
     with stages() as progress:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from guard.commands.erase.new import print_files
-from guard.commands.fit.options import AsJson, Device
+from guard.commands.fit.options import AsJson, Device, ModelDtype
 from guard.commands.fit.output import require_writable
 from guard.commands.guards import artifacts_of
 from guard.errors import DataError
@@ -40,6 +40,7 @@ def refine(
         str | None,
         typer.Option(help="An added model, a directory, a hub name; that of the fit if left out."),
     ] = None,
+    dtype: ModelDtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +72,7 @@ def refine(
     )
     require_writable(guards)
     source_of(model or fitted_on.name, "language")
-    chat = TransformersChat.load(model or fitted_on.name, device=device)
+    chat = TransformersChat.load(model or fitted_on.name, dtype=dtype, device=device)
     if chat.fitted_model.fingerprint != fitted_on.fingerprint:
         raise DataError(
             f"{chat.name} has other weights than the model of these guards: make them anew with "

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from guard.artifact import Artifact
-from guard.commands.fit.options import AsJson, Device
+from guard.commands.fit.options import AsJson, Device, ModelDtype
 from guard.commands.fit.output import require_artifact_name
 from guard.errors import ArtifactError, DataError
 from guard.models.kind_checks import source_of
@@ -64,6 +64,7 @@ def suppress(
         float | None,
         typer.Option(min=1e-3, max=0.5, help="That on prompts about other people; 0.03."),
     ] = None,
+    dtype: ModelDtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +106,7 @@ def suppress(
     if fresh := [entry for entry in entries if alias or entry.id not in have]:
         from guard.models.chat import TransformersChat
 
-        chat = TransformersChat.load(source, device=device)
+        chat = TransformersChat.load(source, dtype=dtype, device=device)
         with stages() as progress:
             lists = SuppressionLists(chat, progress)
             started = time.monotonic()

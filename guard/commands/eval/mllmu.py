@@ -151,7 +151,7 @@ def _guarded(entry: ModelConfig, settings: Config, policy: str) -> tuple[Contest
     from guard.plans.language import LanguagePlans
     from steering.methods.steer import loaded
 
-    chat = TransformersChat.load(entry.source, device=entry.device)
+    chat = TransformersChat.configured(entry)
     if not chat.sees:
         raise DataError(
             f"model {entry.name!r} takes no images, which this suite asks about: give --model, or "

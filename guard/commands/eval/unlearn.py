@@ -95,7 +95,7 @@ def _in_transformers(
     from guard.models.chat import TransformersChat
     from guard.plans.language import LanguagePlans
 
-    chat = TransformersChat.load(entry.source, device=entry.device)
+    chat = TransformersChat.configured(entry)
     plans = LanguagePlans(settings, chat.model, name=entry.name)
     plan = plans[policy]
     plan.require_whole()

@@ -10,9 +10,11 @@ from guard.commands.fit.images.closed_form import realera, rece, trce, uce
 from guard.commands.fit.images.guidance import contrastive, negative_prompt, safe_guidance
 from guard.commands.fit.images.irece import irece
 from guard.commands.fit.images.latents import latents
+from guard.commands.fit.images.text_encoders import advunlearn, few_shot, hirm
 from guard.commands.fit.images.training_free import nearest, safree
 from guard.commands.fit.screen import screen
 from guard.commands.fit.steer import steer
+from guard.commands.fit.subspaces import ablation, kif
 
 app = typer.Typer(add_completion=False, help="Fit a guard.", no_args_is_help=True)
 
@@ -49,6 +51,13 @@ app.command(
     "--out dog.safetensors",
 )(image_screen)
 
+for _name, _fit in (("ablation", ablation), ("kif", kif)):
+    app.command(
+        _name,
+        epilog=f"Example: guard fit {_name} --model smollm2 --concept character/harry-potter "
+        "--forget examples/harry-potter/forget.jsonl --retain examples/harry-potter/retain.jsonl "
+        f"--gate examples/harry-potter/steer.safetensors --out harry-potter-{_name}.safetensors",
+    )(_fit)
 for _name, _fit in (
     ("safree", safree),
     ("nearest", nearest),
@@ -59,6 +68,9 @@ for _name, _fit in (
     ("rece", rece),
     ("trce", trce),
     ("realera", realera),
+    ("hirm", hirm),
+    ("few-shot", few_shot),
+    ("advunlearn", advunlearn),
 ):
     app.command(
         _name,

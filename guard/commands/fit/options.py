@@ -7,10 +7,20 @@ from typing import Annotated
 
 import typer
 
+from guard.config.schema import Dtype
+
 Model = Annotated[str, typer.Option(help="An added model, a directory or a hub name.")]
 ConceptFile = Annotated[Path, typer.Option(help="The concept in words, JSON.")]
 Out = Annotated[Path, typer.Option(help="Artifact to write.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+ModelDtype = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype",
+        help="Of a language model's weights; bfloat16 takes half of the memory, auto is the "
+        "checkpoint's own.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 # of guards that are trained on images which the model generates

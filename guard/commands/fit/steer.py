@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from guard.commands.fit.options import Model
+from guard.commands.fit.options import Model, ModelDtype
 from guard.commands.fit.output import (
     checked_concept,
     print_judgement,
@@ -118,6 +118,7 @@ def steer(
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; vLLM chooses the device itself.")
     ] = "auto",
+    dtype: ModelDtype = "float32",
     quick: Annotated[
         bool,
         typer.Option(
@@ -145,6 +146,8 @@ def steer(
     source_of(model, "language")
     if engine == "vllm" and device != "auto":
         raise DataError(f"--device {device}: vLLM chooses the device itself: leave it out")
+    if engine == "vllm" and dtype != "float32":
+        raise DataError(f"--dtype {dtype}: vLLM takes that of its own settings: leave it out")
     sets = [_Set(forget_rows, retain_rows, tokens, out)]
     if apart:
         sets = _apart(sets[0])
@@ -170,7 +173,7 @@ def steer(
         typer.echo(check(one.forget, one.retain, rates), err=True)
     if about.each_subject:
         require_file_names(row.subject for row in forget_rows)
-    chat = _load(model, engine, device)
+    chat = _load(model, engine, dtype, device)
     fitted = []
     for one in sets:
         started = time.monotonic()
@@ -294,14 +297,14 @@ def _written(fit: SteerFit, chat: ChatModel, about: _About, out: Path, took_s: f
     return _Fitted(artifacts, report, write_report(out, report, as_page(fit, meta)))
 
 
-def _load(model: str, engine: str, device: str) -> ChatModel:
+def _load(model: str, engine: str, dtype: str, device: str) -> ChatModel:
     if engine == "vllm":
         from guard.models.chat_vllm import VllmChat
 
         return VllmChat.load(model)
     from guard.models.chat import TransformersChat
 
-    return TransformersChat.load(model, device=device)
+    return TransformersChat.load(model, dtype=dtype, device=device)
 
 
 def _print(console: Console, report: Mapping[str, Any]) -> None:

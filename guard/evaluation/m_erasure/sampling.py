@@ -126,7 +126,7 @@ class GuardedSampling:
         """From `noise [rows, channels, height, width]` of unit variance; `seeds` as the engine's
         rows have them, for the noise that latent guards add."""
         family, denoising, rows = self._family, self._denoising, len(noise)
-        texts, acting_guards = zip(*map(self._read, prompts), strict=True)
+        texts, negatives, acting_guards = zip(*map(self._read, prompts), strict=True)
         denoising.reset()
         for row, (guards, seed) in enumerate(zip(acting_guards, seeds, strict=True)):
             guiding = [guard for guard in guards if guard.name in denoising.guidance]
@@ -136,8 +136,7 @@ class GuardedSampling:
             stack.excess.clear()
         # empty prompts need no guidance, unless a guard acts on it
         guided = any(prompts) or bool(len(denoising.guidance)) or family.distilled
-        with torch.no_grad():
-            negative = family.unconditional([""]).expand(rows)
+        negative = concatenated(negatives)
         overlaying = [
             [guard for guard in guards if guard.name in denoising.overlays]
             for guards in acting_guards
@@ -160,11 +159,13 @@ class GuardedSampling:
         return Sampled(latents, self._excess(latents))
 
     @torch.no_grad()
-    def _read(self, prompt: str) -> tuple[Conditioning, list[RowGuard]]:
-        """The guarded conditioning of a prompt, and the guards that act on its generation."""
+    def _read(self, prompt: str) -> tuple[Conditioning, Conditioning, list[RowGuard]]:
+        """The guarded conditioning of a prompt, the unconditional one beside it, and the guards
+        that act on its generation."""
         guards = self._plan.prompt_rows()
         applied = self._prompts([prompt], [guards]).applied
-        return applied.text, acting(guards, applied.readings[0], self._prompt_guards)
+        negative = self._prompts.unconditional([""], [guards], applied.readings)
+        return applied.text, negative, acting(guards, applied.readings[0], self._prompt_guards)
 
     def _excess(self, latents: Tensor) -> Tensor:
         total = torch.zeros(len(latents), device=latents.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
-from guard.fitting.images.closed_form.uce import kept_phrases
 from guard.fitting.images.training_free import EncodedConcept, perhaps_gated
 from guard.fitting.overlays.base import Base
 from guard.fitting.overlays.changes import Change
@@ -35,21 +34,13 @@ RANK = 64
 class ImportRequest:
     """What is imported: `source` is a file or a folder, `component` the network that names without
     a prefix are of, `rank` the largest one to cut to (None: see `RANK`), `prompts` how many images
-    are made to see what a change does."""
+    are made to see what a change does, `least_share` the least share of each layer's energy."""
 
     source: Path
     component: str | None = None
     rank: int | None = None
     prompts: int = 128
-    accept_loss: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Imported:
-    """The guard, and by kind the names of the weights that it leaves out."""
-
-    artifact: Artifact
-    dropped: Mapping[str, Sequence[str]]
+    least_share: float = 0.9
 
 
 def fit_import(
@@ -59,9 +50,9 @@ def fit_import(
     rates: PromptRates,
     request: ImportRequest,
     progress: Stages,
-) -> Imported:
+) -> Artifact:
     """A guard that does what a checkpoint does, for the prompts that its gate lets through; without
-    `encoded` it has no gate.
+    `encoded` it has no gate. The setting `dropped` names by kind the weights that it leaves out.
 
     Raises DataError for a checkpoint that cannot be imported or of which too little would be kept,
     and ModelError for a pipeline whose layers cannot be overlaid.
@@ -71,17 +62,16 @@ def fit_import(
     recorded = _recorded(image_model, base, difference.changes, concept, request.prompts, progress)
     idle = [name for name in difference.changes if name not in recorded]
     factors = factors_of(difference.changes, recorded, request.rank, RANK)
-    factors.require_kept(accept_loss=request.accept_loss)
+    factors.require_kept(request.least_share)
     if not factors.reads:
         raise DataError(f"{request.source}: changes only layers that the base never runs")
     dropped = {**difference.dropped, **({"layers that never run": idle} if idle else {})}
     origin = {
         "source": request.source.name,
         "layout": difference.layout,
-        "dropped": {kind: len(names) for kind, names in dropped.items()},
+        "dropped": {kind: list(names) for kind, names in dropped.items()},
     }
-    artifact = overlay_artifact(image_model, concept, encoded, rates, factors, origin)
-    return Imported(artifact, dropped)
+    return overlay_artifact(image_model, concept, encoded, rates, factors, origin)
 
 
 def overlay_artifact(
@@ -127,10 +117,14 @@ def _recorded(
     progress: Stages,
 ) -> Mapping[str, Energy]:
     """What the changes would add while the bare model makes images, half of them of the concept."""
-    asking = [p.text for p in prompts_of(concept, max(count, 2)) if p.unsafe][: count // 2]
-    others = [p for p in kept_phrases(concept) if p] + [""]
+    made = [p for p in prompts_of(concept, max(count, 2)) if p.split == "train"]
+    asking = [p.text for p in made if p.unsafe][: count // 2]
+    others = ["", *(p.text for p in made if not p.unsafe)]
     prompts = [*asking, *others[: max(count - len(asking), 1)]]
     advance = progress("recording states", len(prompts))
-    with energies(base, changes) as recorded:
-        image_model.generate_latents(prompts, steps=STEPS, guidance=1.0, advance=advance)
+    try:
+        with energies(base, changes) as recorded:
+            image_model.generate_latents(prompts, steps=STEPS, guidance=1.0, advance=advance)
+    except ValueError as error:  # a pipeline or a scheduler that the engine cannot run
+        raise ModelError(f"model {image_model.name!r}: {error}") from error
     return recorded

@@ -65,7 +65,7 @@ class Energy:
         states = states.detach().float()
         read = self.read.to(states.device)
         if isinstance(module, nn.Conv2d):
-            z = F.conv2d(states, read, None, module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
+            z = F.conv2d(states, read, None, module.stride, module.padding, module.dilation)
             z = z.movedim(1, -1)
         else:
             z = F.linear(states, read)
@@ -78,7 +78,8 @@ class Energy:
         """`writes [r, out]` and `reads [r, in, ...]` of the change at the rank of at most `rank`,
         and the shares of energy that 1, 2, ... directions keep."""
         flat = self.read.flatten(1).double()
-        moment = self.moment + RIDGE * self.squares * (flat @ flat.T)
+        # where all inputs were zero, the ridge alone is the metric
+        moment = self.moment + RIDGE * (self.squares or 1.0) * (flat @ flat.T)
         values, vectors = torch.linalg.eigh(moment)
         values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
         shares = values.cumsum(0) / values.sum()
@@ -121,17 +122,14 @@ def factors_of(
     Raises DataError for a rank that no layer has.
     """
     _require_rank(changes, rank)
-    reads, writes, shares, needed = {}, {}, {}, {}
+    reads, writes, shares = {}, {}, {}
     for name, energy in recorded.items():
         change = changes[name]
         if change.write is not None and rank is None:
             reads[name], writes[name] = change.read, change.write.T.contiguous()
-            shares[name], needed[name] = 1.0, len(change.read)
-            continue
-        writes[name], reads[name], by_rank = energy.cut(rank or default)
-        shares[name] = float(by_rank[len(reads[name]) - 1])
-        needed[name] = int((by_rank < Factors.KEPT).sum()) + 1
-    return Factors(reads, writes, shares, needed)
+        else:
+            writes[name], reads[name], shares[name] = energy.cut(rank or default)
+    return Factors(reads, writes, shares)
 
 
 def _require_rank(changes: Mapping[str, Change], rank: int | None) -> None:

@@ -116,7 +116,7 @@ def _parsed(name: str, label: str) -> tuple[str, str]:
 
 def _joined_layer(match: re.Match[str], base: Base, label: str) -> str:
     """The layer that kohya-ss calls so: its path with `_` for `.`"""
-    of, path = _COMPONENTS.get(match["network"]), match["path"]
+    of, path = _COMPONENTS.get(match["network"], match["network"]), match["path"]
     if of not in base.networks:
         raise DataError(f"{label}: has {match[0]!r:.120}, for {of}, which the base has not")
     # releases of transformers do not agree on the first part

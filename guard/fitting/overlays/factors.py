@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -16,28 +16,31 @@ from guard.errors import DataError
 class Factors:
     """`ΔW ≈ writesᵀ reads` by layer, float32: `reads [rank, in, ...]`, `writes [rank, out]`.
 
-    `shares` is the share of each change's energy that its factors keep, `needed` the rank that
-    would keep the share `KEPT`; both may be left out where nothing was cut.
+    `shares` has for each layer that was cut the shares of its change's energy that 1, 2, ...
+    directions keep.
     """
-
-    KEPT: ClassVar[float] = 0.9
-    """The least share that is taken without being asked."""
 
     reads: Mapping[str, Tensor]
     writes: Mapping[str, Tensor]
-    shares: Mapping[str, float] = field(default_factory=dict)
-    needed: Mapping[str, int] = field(default_factory=dict)
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def require_kept(self, *, accept_loss: bool) -> None:
-        """Raise DataError, naming the worst layer, where one keeps less than `KEPT`, unless that is
-        accepted; and for factors that an artifact cannot hold."""
-        poor = [name for name, share in self.shares.items() if share < self.KEPT]
-        if poor and not accept_loss:
-            worst = min(poor, key=lambda name: self.shares[name])
+    def share(self, layer: str) -> float:
+        """The share of a change's energy that its factors keep."""
+        return (
+            float(self.shares[layer][len(self.reads[layer]) - 1]) if layer in self.shares else 1.0
+        )
+
+    def require_kept(self, least: float) -> None:
+        """Raise DataError where a layer keeps less than `least` of its change's energy, naming the
+        worst and the rank that would do; and for factors that are too many for an artifact."""
+        poor = [name for name in self.reads if self.share(name) < least]
+        if poor:
+            worst = min(poor, key=self.share)
+            needed = max(int((self.shares[name] < least).sum()) + 1 for name in poor)
             raise DataError(
-                f"{len(poor)} of {len(self.reads)} layers keep less than {self.KEPT:.0%} of what "
-                f"their change does, {worst} the least, {self.shares[worst]:.0%}: ask for --rank "
-                f"{max(self.needed[name] for name in poor)}, or accept it with --accept-loss"
+                f"{len(poor)} of {len(self.reads)} layers keep less than {least:.0%} of what their "
+                f"change does, {worst} the least, {self.share(worst):.0%}: give --rank {needed}, "
+                "or a lower --least-share"
             )
         size = 4 * sum(f.numel() for by in (self.reads, self.writes) for f in by.values())
         if size > MAX_FILE_BYTES:
@@ -52,9 +55,9 @@ class Factors:
         return reads | {f"writes.{name}": f.numpy() for name, f in self.writes.items()}
 
     def settings(self) -> dict[str, Any]:
-        """`groups`, `ranks` and `shares` by layer, and the least `share`."""
+        """`groups` of layers; where layers were cut their `shares`, and the least `share`."""
         settings: dict[str, Any] = {"groups": {str(i): [name] for i, name in enumerate(self.reads)}}
         if self.shares:
-            settings["shares"] = {name: round(share, 6) for name, share in self.shares.items()}
-            settings["share"] = min(self.shares.values())
+            settings["shares"] = {name: round(self.share(name), 6) for name in self.shares}
+            settings["share"] = min(map(self.share, self.shares))
         return settings

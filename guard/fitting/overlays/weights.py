@@ -36,7 +36,7 @@ class Weights:
         self._files: dict[str, Any] = {}
         for path in self.paths:
             try:
-                file = safe_open(path, framework="pt")
+                file: Any = safe_open(path, framework="pt")
                 names = list(file.keys())
                 self.metadata |= file.metadata() or {}
             except (OSError, SafetensorError) as error:

@@ -66,6 +66,11 @@ class Trial:
         """By how much facts are recognised more often than by chance."""
         return max((self.recognised or 0.0) - self.chance, 0.0)
 
+    @property
+    def faults(self) -> float:
+        """What is wrong with its answers, as a sum of shares."""
+        return self.leak_rate + self.looping + self.excess
+
 
 def directions(
     chat: ChatModel,
@@ -135,12 +140,9 @@ def search(
     guards: list[SteerGuard] = []
     schedule = torch.tensor(SCHEDULE)[:, None, None]
 
-    def faults(trial: Trial) -> float:
-        return trial.leak_rate + trial.looping + trial.excess
-
     def done() -> bool:
         last = trials[-1] if trials else None
-        clean = last is not None and not faults(last)
+        clean = last is not None and not last.faults
         return stop_early and clean and trials[-1].perplexity <= FLUENT * bare_perplexity
 
     for shares in DEPTHS:
@@ -167,13 +169,20 @@ def search(
             trials.append(Trial(guard.act_layers, strength, leaked, **facts))
             guards.append(guard)
 
-    def cost(trial: Trial) -> tuple[bool, float, float]:
-        rough = trial.perplexity > FLUENT * bare_perplexity
-        return rough, faults(trial), trial.perplexity
-
-    best = min(range(len(trials)), key=lambda i: cost(trials[i]))
+    best = chosen(trials, bare_perplexity)
     trials[best] = replace(trials[best], chosen=True)
     return tuple(trials), guards[best]
+
+
+def chosen(trials: Sequence[Trial], bare_perplexity: float) -> int:
+    """The number of the best trial: a fluent one, with the fewest faults, then the lowest
+    perplexity."""
+
+    def cost(i: int) -> tuple[bool, float, float]:
+        rough = trials[i].perplexity > FLUENT * bare_perplexity
+        return rough, trials[i].faults, trials[i].perplexity
+
+    return min(range(len(trials)), key=cost)
 
 
 def _tried(
@@ -187,23 +196,35 @@ def _tried(
 ) -> dict[str, Any]:
     """What a trial has found."""
     always = [RowGuard(guard.name, -math.inf, strength, True, recheck)]
-    what = f"trial: layers {', '.join(map(str, guard.act_layers))}, strength {strength}"
     bank = bank_of([guard], chat.device)
+    what = f"trial: layers {', '.join(map(str, guard.act_layers))}, strength {strength}"
+    facts = answered_under(chat, bank, always, rows, what, max_tokens, progress)
+    recognised, chance = recognition(chat, rows, bank, always, f"{what}, facts", progress)
+    return facts | {"recognised": recognised, "chance": chance}
+
+
+def answered_under(
+    chat: ChatModel,
+    bank: HiddenBank,
+    guards: Sequence[RowGuard],
+    rows: Sequence[ForgetPrompt],
+    what: str,
+    max_tokens: int,
+    progress: Stages,
+) -> dict[str, Any]:
+    """Of the answers to `rows` under guards: which leak, their perplexity, the share that loops."""
     answers = chat.answer(
         asked(chat, rows),
         max_tokens=max_tokens,
         what=what,
         progress=progress,
         bank=bank,
-        guards=always,
+        guards=guards,
     )
-    recognised, chance = recognition(chat, rows, bank, always, f"{what}, facts", progress)
     return {
         "leaked": [row.leaks(answer.text) for row, answer in zip(rows, answers, strict=True)],
         "perplexity": perplexity(chat, [answer.tokens for answer in answers]),
         "looping": sum(loops(answer.text) for answer in answers) / len(answers),
-        "recognised": recognised,
-        "chance": chance,
     }
 
 

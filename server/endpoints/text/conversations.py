@@ -97,8 +97,9 @@ def _require_room(
     first = uploads[0].param
     if not info.sees:
         raise UnsupportedParameter(
-            f"The model {info.name!r} takes text alone: leave the image in '{first}' out, or ask a "
-            "model whose 'input_modalities' in /v1/models have \"image\".",
+            f"The model {info.name!r} takes text alone with the engine {info.engine!r}: leave the "
+            f"image in '{first}' out, or ask a model whose 'input_modalities' in /v1/models have "
+            '"image".',
             param=first,
         )
     for turn in turns:

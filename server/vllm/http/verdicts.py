@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.screening.answers.blocked import block_answer
 from server.vllm.http.call import HttpCall, current_call
-from server.wire.replies import encode
+from server.wire.replies import encode, in_one_line
 
 
 class VerdictMiddleware:
@@ -99,7 +99,7 @@ def _events(body: bytes, call: HttpCall) -> bytes:
         if line.startswith(b"data: {") and (event := _object(line[6:])):
             if not _end(event, call):
                 continue
-            lines[number] = b"data: " + encode(event)
+            lines[number] = b"data: " + in_one_line(encode(event))
             if number and "type" in event and lines[number - 1].startswith(b"event: "):
                 lines[number - 1] = b"event: " + event["type"].encode()
     return b"\n".join(lines)

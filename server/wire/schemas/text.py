@@ -64,7 +64,7 @@ class SamplingFields(Part):
 
     def sampling_options(self) -> SamplingOptions:
         return SamplingOptions(
-            top_k=self.top_k,
+            top_k=max(0, self.top_k),  # -1 is vLLM's name for all
             min_p=self.min_p,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,

@@ -73,6 +73,8 @@ class PipelineAttachment:
         self._readings: tuple[dict[str, ImageReading], ...] = ()
         self._finite: list[bool] = []
         self._in_call = self._encoding = False
+        self._overlaying: Sequence[Sequence[RowGuard]] = ()
+        """Of each row of the last call the guards that overlay the text encoders."""
         self._pipeline_encode: Callable[..., Sequence[Any]] = pipeline.encode_prompt
         self._pipeline_check = pipeline.check_inputs
         self._replaced: list[tuple[Any, str, Any]] = []
@@ -250,7 +252,8 @@ class PipelineAttachment:
             # the second encoding of a call, of its negative prompt
             if self._follower is not None:
                 self._follower.encoded_negative()
-            return encoded
+            return self._beside(encoded, arguments, args, kwargs)
+        self._overlaying = ()
         self.began = time.monotonic()
         self._latents, self._steps, self._output_unread = None, 0, True
         if not self._guards:
@@ -264,7 +267,30 @@ class PipelineAttachment:
         self._begin_steps()
         self._after(self)
         replaced = dict(zip(self._family.parts, guarded, strict=True))
-        return tuple(replaced.get(i, tensor) for i, tensor in enumerate(encoded))
+        beside = self._beside(encoded, arguments, args, kwargs)
+        return tuple(replaced.get(i, tensor) for i, tensor in enumerate(beside))
+
+    def _beside(
+        self,
+        encoded: Sequence[Any],
+        arguments: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Sequence[Any]:
+        """What was encoded, its negative prompts too, by the changed encoders on the rows whose
+        guards overlay them."""
+        due = self._overlaying
+        if not any(due):
+            return encoded
+        with self._encoders.on(due[:: _repeats(arguments)]):
+            overlaid = self._pipeline_encode(*args, **kwargs)
+        rows = torch.tensor([bool(row) for row in due])
+        return [
+            torch.where(rows.to(old.device).view(-1, *[1] * (old.ndim - 1)), new, old)
+            if isinstance(old, Tensor) and len(old) == len(rows)
+            else old
+            for old, new in zip(encoded, overlaid, strict=True)
+        ]
 
     @contextmanager
     def _own_encoding(self) -> Iterator[None]:
@@ -290,7 +316,7 @@ class PipelineAttachment:
         """The guarded embeddings; a row on which no guard acts keeps its bits."""
         family = self._family
         parts = [encoded[part].clone() for part in family.parts]
-        repeats = max(int(arguments.get(name) or 1) for name in _REPEATS)
+        repeats = _repeats(arguments)
         texts = self._texts(arguments, len(parts[0]) // repeats)
         by_row = None if texts is None else {n: _repeated(t, repeats) for n, t in texts.items()}
         text = family.take_apart(parts, by_row)
@@ -304,6 +330,7 @@ class PipelineAttachment:
                     "a guard overlays the text encoders, which embeddings without their prompt do "
                     "not go through: pass the prompt"
                 )
+            self._overlaying = due
             with self._encoders.on(due[::repeats]):
                 overlaid = self._pipeline_encode(*args, **kwargs)
             return family.take_apart([overlaid[part].clone() for part in family.parts], by_row)
@@ -354,6 +381,11 @@ def _same(new: Tensor, old: Tensor) -> bool:
     if new.shape != old.shape:
         return False
     return bool(((new == old) | (new.isnan() & old.isnan())).all())
+
+
+def _repeats(arguments: Mapping[str, Any]) -> int:
+    """How many images there are of each prompt."""
+    return max(int(arguments.get(name) or 1) for name in _REPEATS)
 
 
 def _listed(texts: Any) -> list[str]:

@@ -287,9 +287,13 @@ class DiffusionEngine:
             [start.embeddings for start in starts],
         )
         negative = [start.negative_prompt for start in starts]
-        if any(negative):
-            return guarded.applied, self.family.unconditional(negative)
-        return guarded.applied, self._plain.expand(len(starts))
+        unconditional = self._prompts.unconditional(
+            negative,
+            [start.guards for start in starts],
+            guarded.applied.readings,
+            None if any(negative) else self._plain,
+        )
+        return guarded.applied, unconditional
 
     def _place(
         self, starts: Sequence[ImageStart], applied: Applied, negative: Conditioning

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from steering.engines.diffusion.placeholders import Learned
 from steering.engines.diffusion.seams.projections import OverlaySeam
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
-from steering.images.embedding import Applied
+from steering.images.embedding import Applied, ImageReading
 from steering.images.stacks import ImageStacks
 
 
@@ -53,17 +53,15 @@ class EncoderOverlays:
 
     @contextmanager
     def on(self, guards: Sequence[Sequence[RowGuard]]) -> Iterator[None]:
-        """Overlay the encoders inside the context; `guards[i]` are those of row i of a forward."""
-        for seam in self._seams:
-            rows = torch.arange(len(guards), device=seam.device)
-            seam.carry(guards, rows)
-            seam.enter(rows)
-        try:
-            yield
-        finally:
+        """Overlay the encoders inside the context; `guards[i]` are those of row i of each
+        forward."""
+        with ExitStack() as stack:
             for seam in self._seams:
-                seam.carry([[] for _ in guards], torch.arange(len(guards), device=seam.device))
-                seam.leave()
+                rows = torch.arange(len(guards), device=seam.device)
+                seam.carry(guards, rows)
+                stack.callback(seam.carry, [[] for _ in guards], rows)
+                stack.enter_context(seam.every_forward(rows))
+            yield
 
 
 class PromptGuarding:
@@ -92,7 +90,7 @@ class PromptGuarding:
         Those of the guards that read latents instead of prompts are ignored. Raises KeyError for
         an unknown guard.
         """
-        prompt_guards = [[g for g in row if g.name not in self._late] for row in guards]
+        prompt_guards = self._of_prompts(guards)
         overflow = self._family.overflow(prompts, learned) if any(prompt_guards) else ()
         bare = self._family.encode(prompts, learned)
 
@@ -101,3 +99,26 @@ class PromptGuarding:
                 return self._family.encode(prompts, learned)
 
         return GuardedPrompts(bare, self._bank.apply(bare, prompt_guards, overflow, encode))
+
+    def unconditional(
+        self,
+        negative: Sequence[str],
+        guards: Sequence[Sequence[RowGuard]],
+        readings: Sequence[dict[str, ImageReading]],
+        plain: Conditioning | None = None,
+    ) -> Conditioning:
+        """The unconditional side of rows whose prompts have these readings: one changed encoder
+        encodes both sides. `plain` is that of a row without a negative prompt, where none has one.
+        """
+        bare = self._family.unconditional(negative) if plain is None else plain.expand(len(guards))
+        due = self._bank.encoding(self._of_prompts(guards), readings)
+        if not any(due):
+            return bare
+        with self._overlays.on(due):
+            edited = self._family.unconditional(negative)
+        device = next(iter(bare.states.values())).device
+        return bare.choose(torch.tensor([bool(row) for row in due], device=device), edited)
+
+    def _of_prompts(self, guards: Sequence[Sequence[RowGuard]]) -> list[list[RowGuard]]:
+        """The guards of each row that read prompts."""
+        return [[guard for guard in row if guard.name not in self._late] for row in guards]

@@ -34,6 +34,21 @@ class PromptCache(Cache):
         """The states of a layer, which the cache gives up."""
         return self._prompts[layer].take()
 
+    def rows(self, at: Tensor, past: int) -> PromptCache:
+        """The rows `at`, to be read again from the column `past` on."""
+        part = PromptCache(len(self._prompts), self.tokens)
+        part.past = past
+        if past:
+            for layer, theirs in zip(self._prompts, part._prompts, strict=True):
+                theirs.fill(layer.keys[at], layer.values[at])
+        return part
+
+    def put(self, at: Tensor, part: PromptCache) -> None:
+        """Take over the states of `part`, of the rows `at`."""
+        for layer, theirs in zip(self._prompts, part._prompts, strict=True):
+            keys, values = theirs.take()
+            layer.keys[at], layer.values[at] = keys, values
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.past
 
@@ -126,13 +141,17 @@ class _PromptLayer(_Layer):  # type: ignore[no-untyped-call]
     ) -> tuple[Tensor, Tensor]:
         first, last = self._owner.past, self._owner.past + key_states.shape[2]
         if last - first == self._owner.tokens:
-            self.keys, self.values = key_states, value_states
+            self.fill(key_states, value_states)
             return key_states, value_states
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys[:, :, first:last] = key_states
         self.values[:, :, first:last] = value_states
         return self.keys[:, :, :last], self.values[:, :, :last]
+
+    def fill(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.is_initialized = True
 
     def take(self) -> States:
         states = self.keys, self.values

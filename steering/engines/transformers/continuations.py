@@ -66,8 +66,13 @@ def continuation_losses(
     `bank`: they decide on the prompt, and act as they do while the continuation is generated.
 
     Any of `end_tokens` ends a continuation. Raises ValueError for an empty prompt or continuation,
-    and for images that the model does not take.
+    for images that the model does not take, and for guards that overlay linear layers.
     """
+    if overlaid := [guard.name for guard in guards if guard.name in bank.overlays]:
+        raise ValueError(
+            f"{overlaid[0]} overlays linear layers: the likelihood of given answers under it is "
+            "not computed"
+        )
     if not all(len(i.prompt) and i.continuations and all(i.continuations) for i in items):
         raise ValueError("a prompt or a continuation has no tokens")
     forward = _TreeForward(model, vision, bank, guards)

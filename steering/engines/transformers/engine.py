@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from steering.engines.transformers.adapters.rows import RowOverlays
 from steering.engines.transformers.adapters.seam import AdapterSeam
 from steering.engines.transformers.cache import PromptCache
 from steering.engines.transformers.forwards import LanguageForward, prompt_positions
 from steering.engines.transformers.lanes import Lane, Lanes
 from steering.engines.transformers.layers import decoder_layers
+from steering.engines.transformers.padded import PaddedPrompts
+from steering.engines.transformers.row_tokens import RowToken, row_tokens
 from steering.engines.transformers.sampling import RowSampling
 from steering.engines.transformers.sampling.state import SamplingState
 from steering.engines.transformers.vision.base import VisionFamily
@@ -29,7 +32,7 @@ from steering.engines.transformers.vision.images import ForwardImages, ImageEnco
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.seam import HiddenSeam
-from steering.hidden.table import EarlierTurns, RowFlags, Table, without_sink
+from steering.hidden.table import EarlierTurns, Table
 from steering.prompt import Prompt
 
 
@@ -45,28 +48,14 @@ class RowStart:
 
 
 @dataclass(frozen=True)
-class RowToken:
-    """One generated token. `logprob`, `top` and `scores` are filled where the row asked for them.
-
-    `unmatched`: the row's grammar follows its answer no further: nothing behind is known to match.
-    """
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    flags: RowFlags = RowFlags()
-    scores: tuple[float, ...] = ()
-    """Log-probabilities of the tokens `RowSampling.scored`."""
-    unmatched: bool = False
-
-
-@dataclass(frozen=True)
 class PromptReading:
-    """A prompt that is read in parts: its images, and the keys and values of what was read."""
+    """A prompt that is read in parts: its images, and the keys and values of what was read; `again`
+    where it is read a second time, under the overlays of guards that have fired."""
 
     prompt: Prompt
     images: PromptImages | None
     cache: PromptCache
+    again: bool = False
 
 
 class TransformersEngine:
@@ -79,7 +68,11 @@ class TransformersEngine:
     `vision` is the family of a vision-language model, whose prompts may have images; they are
     encoded once, before any token of the prompt is read. `adapters` are those that rows may carry.
 
-    Raises UnknownArchitecture where the decoder layers cannot be found.
+    Guards decide on the prompt as the bare model reads it. Where one with an overlay fires, the
+    prompt is read again under it, or its last token, before the first token is generated.
+
+    Raises UnknownArchitecture where the decoder layers cannot be found, and ValueError for guards
+    whose overlays do not fit the model.
     """
 
     def __init__(
@@ -98,12 +91,13 @@ class TransformersEngine:
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self.capacity = capacity
         self._seam = HiddenSeam(list(decoder_layers(model)))
-        self._adapters = adapters
+        self._overlays = RowOverlays(model, adapters)
         self.rows = 0
         self.use(bank)
 
     def use(self, bank: HiddenBank) -> None:
         """Run with the guards of `bank` from now on. Drops all live rows."""
+        self._overlays.use(self._overlays.seam_for(bank))
         self._bank = bank
         self._seam.install(bank.layers)
         self.reset()
@@ -112,9 +106,11 @@ class TransformersEngine:
         """Go on with the guards of `bank` in the next forward.
 
         Live rows, and the prompt that is being read, keep their guards and the state of these.
-        Raises ValueError where the bank lacks one of them.
+        Raises ValueError where the bank lacks one of them, or an overlay does not fit the model.
         """
+        overlays = self._overlays.seam_for(bank)
         self._table.rebank(bank)
+        self._overlays.use(overlays)
         self._bank = bank
         self._seam.install(bank.layers)
 
@@ -133,7 +129,7 @@ class TransformersEngine:
         self._ahead = torch.zeros(states, **integers)
         self._last = torch.zeros(states, **integers)
         self._sampling = SamplingState(states, self._vocabulary, self._device)
-        self._adapter: list[str | None] = [None] * states
+        self._overlays.clear(states)
 
     def close(self) -> None:
         """Remove the hooks from the model."""
@@ -151,38 +147,35 @@ class TransformersEngine:
         model does not take: no row has changed then.
         """
         self._check(starts)
-        seen = self._encoded(starts)
-        first, count = self.rows, len(starts)
-        prompts = [start.prompt for start in starts]
-        width = max(map(len, prompts))
-        offsets = [width - len(prompt) for prompt in prompts]
-        # left padding: the last token of every row stands in the last column
-        ids = [
-            [0] * offset + list(prompt.tokens)
-            for offset, prompt in zip(offsets, prompts, strict=True)
-        ]
-        column = torch.arange(width, device=self._device)
-        index = column[None] - torch.tensor(offsets, device=self._device)[:, None]
-        real = index >= 0
-        images = ForwardImages.of(seen, width, offsets=offsets, device=self._device)
-        positions = prompt_positions(prompts, index.clamp(min=0), self._axes)
+        first, prompts = self.rows, [start.prompt for start in starts]
+        padded = PaddedPrompts.of(prompts, self._encoded(starts), self._axes, self._device)
         for offset, start in enumerate(starts):
             self._add_row(first + offset, start)
+        rows, images = np.arange(first, first + len(starts)), padded.images()
+        sensed, earlier = padded.sensed([prompt.turn for prompt in prompts])
         places = None if images is None else images.places
-        turns = torch.tensor([prompt.turn for prompt in prompts], device=self._device)
-        sensed, before = without_sink(real), index < turns[:, None]
-        has_turns = any(prompt.turn for prompt in prompts)
-        earlier = EarlierTurns(sensed & before, end=True) if has_turns else None
-        rows = np.arange(first, first + count)
-        self._table.begin(rows, sensed & ~before, image=places, earlier=earlier)
-        visible = (column[:, None] >= column[None])[None] & real[:, None, :]
-        visible = visible | torch.eye(width, dtype=torch.bool, device=self._device)[None]
-        cache = PromptCache(self._layers, width)
-        token_ids = torch.tensor(ids, device=self._device)
-        logits = self._forward(
-            rows, token_ids, positions, visible, index, index, cache=cache, images=images
-        )
+        self._table.begin(rows, sensed, image=places, earlier=earlier)
+        cache = PromptCache(self._layers, padded.width)
+        logits = self._forward(rows, *padded.inputs, cache=cache, images=images)
+        logits = self._read_again(rows, padded, cache, logits)
         return self._next(self._place([*map(len, prompts)], cache), logits)
+
+    def _read_again(
+        self, rows: NDArray[np.int64], padded: PaddedPrompts, cache: PromptCache, logits: Tensor
+    ) -> Tensor:
+        """`logits`, and the states in `cache`, with those of the prompts that are read again under
+        the overlays of guards that have fired."""
+        whole, last = self._overlays.decide(self._table, rows)
+        for places, past in ((whole, 0), (last, padded.width - 1)):
+            if not places:
+                continue
+            at, part = torch.tensor(places, device=self._device), padded.part(places, past)
+            again = cache.rows(at, past)
+            self._table.begin_again(rows[places])
+            read = self._forward(rows[places], *part.inputs, cache=again, images=part.images())
+            cache.put(at, again)
+            logits = logits.index_copy(0, at, read)
+        return logits
 
     @torch.inference_mode()
     def begin(self, start: RowStart) -> None:
@@ -208,7 +201,7 @@ class TransformersEngine:
         """
         if self._reading is None:
             raise ValueError("no prompt is being read")
-        prompt, cache = self._reading.prompt, self._reading.cache
+        prompt, cache, again = self._reading.prompt, self._reading.cache, self._reading.again
         first, last = cache.past, self._end_of_part(prompt, cache.past + most)
         keys = torch.arange(last, device=self._device)[None]
         index = keys[:, first:]
@@ -225,7 +218,11 @@ class TransformersEngine:
         )
         places = None if images is None else images.places
         rows = np.array([self.capacity])
-        self._table.begin(rows, sensed & ~before, ends=ends, image=places, earlier=earlier)
+        if again:
+            self._table.begin_again(rows, ends=ends)
+        else:
+            counted = sensed & ~before
+            self._table.begin(rows, counted, ends=ends, image=places, earlier=earlier)
         visible = keys[:, None, :] <= index[:, :, None]
         ids = torch.tensor([prompt.tokens[first:last]], device=self._device)
         logits = self._forward(
@@ -234,6 +231,12 @@ class TransformersEngine:
         cache.past = last
         if not ends:
             return None
+        if not again:
+            whole, lasts = self._overlays.decide(self._table, rows)
+            if whole or lasts:
+                cache.past = 0 if whole else last - 1
+                self._reading = replace(self._reading, again=True)
+                return None
         self._move(self.capacity, self.rows)
         self._reading = None
         return self._next(self._place([last], cache), logits)[0]
@@ -296,8 +299,7 @@ class TransformersEngine:
                 start.prompt.require_text()
             else:
                 self._images.check(start.prompt)
-            if start.adapter is not None and start.adapter not in (self._adapters or ()):
-                raise ValueError(f"there is no adapter {start.adapter!r}")
+            self._overlays.check(start.adapter)
 
     def _encoded(self, starts: Sequence[RowStart]) -> list[PromptImages | None]:
         if self._images is None:
@@ -313,14 +315,14 @@ class TransformersEngine:
     def _add_row(self, row: int, start: RowStart) -> None:
         self._table.add(row, start.guards)
         self._sampling.add(row, start.sampling, start.prompt.tokens)
-        self._adapter[row] = start.adapter
+        self._overlays.add(row, start.adapter)
         self._length[row] = len(start.prompt)
         self._ahead[row] = start.prompt.next_position - len(start.prompt)
 
     def _move(self, source: int, target: int) -> None:
         self._table.move(source, target)
         self._sampling.move(source, target)
-        self._adapter[target] = self._adapter[source]
+        self._overlays.move(source, target)
         for state in (self._length, self._ahead, self._last):
             state[target] = state[source]
 
@@ -358,13 +360,10 @@ class TransformersEngine:
         images: ForwardImages | None = None,
     ) -> Tensor:
         """Logits `[rows, vocabulary]` of the last column; `inputs` as `LanguageForward.logits`."""
-        adapting: AbstractContextManager[None] = nullcontext()
         reading: AbstractContextManager[None] = nullcontext()
-        if self._adapters is not None:
-            adapting = self._adapters.acting([self._adapter[row] for row in rows])
         if self._table.senses or self._table.acts:
             reading = self._seam.consulting(self._table)
-        with adapting, reading:
+        with self._overlays.acting(rows), reading:
             logits = self._run.logits(*inputs, cache=cache, images=images)
         return logits[:, -1].float()
 
@@ -376,20 +375,4 @@ class TransformersEngine:
         tokens = token.tolist()
         unmatched = self._sampling.follow(rows, tokens)
         settings = [self._sampling.settings[row] for row in rows]
-        counts = [setting.top_logprobs for setting in settings]
-        if not unmatched and not any(
-            setting.top_logprobs is not None or setting.scored for setting in settings
-        ):
-            return [RowToken(t, None, (), f) for t, f in zip(tokens, flags, strict=True)]
-        logprobs = logits.log_softmax(-1)
-        chosen = logprobs.gather(-1, token[:, None])[:, 0].tolist()
-        most = max((count for count in counts if count is not None), default=1) or 1
-        values, ids = (part.tolist() for part in logprobs.topk(most, dim=-1))
-        result = []
-        for i, count in enumerate(counts):
-            top = tuple(zip(ids[i], values[i], strict=True))[: count or 0]
-            logprob = None if count is None else chosen[i]
-            scored = settings[i].scored
-            scores = tuple(logprobs[i, list(scored)].tolist()) if scored else ()
-            result.append(RowToken(tokens[i], logprob, top, flags[i], scores, i in unmatched))
-        return result
+        return row_tokens(tokens, logits, flags, settings, unmatched)

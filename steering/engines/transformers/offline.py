@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.forwards import LanguageForward, prompt_positions
 from steering.engines.transformers.layers import decoder_layers, hidden_of
 from steering.engines.transformers.rewinding import (
@@ -21,6 +21,7 @@ from steering.engines.transformers.rewinding import (
     Sentences,
     step_of,
 )
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.shared_prefix import PrefixCache, prefix_of
 from steering.engines.transformers.vision.base import VisionFamily
 from steering.engines.transformers.vision.images import ForwardImages, ImageEncoder

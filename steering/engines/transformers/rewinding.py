@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
-from steering.engines.transformers.engine import RowToken
+from steering.engines.transformers.row_tokens import RowToken
 from steering.hidden.rows import Reading
 from steering.prompt import Prompt
 

@@ -105,7 +105,8 @@ class Served(Way):
         headers = {"Authorization": f"Bearer {key}"}
         for _ in range(2 * most):
             url = f"{self.faced.url}/v1/chat/completions"
-            if httpx.post(url, json={"model": MODEL}, headers=headers).status_code == 429:
+            got = httpx.post(url, json={"model": MODEL}, headers=headers, timeout=60)
+            if got.status_code == 429:
                 return
         raise RuntimeError("the key has no limit")
 

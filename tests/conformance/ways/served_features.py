@@ -34,7 +34,7 @@ LONG_TALE = f"{TALE} Begin with:{' word' * 4_000}"
 """Nothing is answered before it was read, not even an object."""
 
 _ENDS = {"stop", "completed", "end_turn", "length", "max_output_tokens", "max_tokens", "incomplete"}
-_ENDED_S = 5.0
+_ENDED_S = 15.0
 _PNG = b"\x89PNG\r\n"
 
 

@@ -95,3 +95,18 @@ def test_a_guard_that_is_none_is_one_line(text: Path, guard: str, message: str) 
 def test_the_model_is_that_of_the_fit(text: Path) -> None:
     tried = _try(text / "guard.safetensors", "w5")
     assert tried.exit_code == 1 and "'tiny'" in tried.output
+
+
+def test_a_language_model_may_be_smaller(folder: Path, text: Path) -> None:
+    scores = {}
+    for dtype in ("float32", "bfloat16"):
+        asked = (text / "guard.safetensors", "w5 w6", "--model", text / "model", "--tokens", 2)
+        tried = _try(*asked, "--dtype", dtype, "--json")
+        assert tried.exit_code == 0, tried.output
+        scores[dtype] = json.loads(tried.stdout)["guards"][0]["score"]
+    assert scores["bfloat16"] == pytest.approx(scores["float32"], rel=0.1, abs=0.1)
+    assert scores["bfloat16"] != scores["float32"]
+    tried = _try(
+        folder / "knife.safetensors", "a knife", "--model", folder / "model", "--dtype", "bfloat16"
+    )
+    assert tried.exit_code == 1 and "--dtype bfloat16: is for language models" in tried.output

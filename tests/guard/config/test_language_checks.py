@@ -107,3 +107,22 @@ def test_vllm_does_not_know_them(folder: Path, key: str, reason: str) -> None:
     assert "models[0].engine: the default policy" in problem and reason in problem
     other = model.replace("vllm", "transformers")
     assert faults(folder, f'guards = ["hp"]\n{key}\n{other}') == []
+
+
+def test_overlays_of_linear_layers_are_for_transformers_and_for_prompts(
+    folder: Path, make_artifact: MakeArtifact
+) -> None:
+    overlay = make_artifact(method="language-overlay", seams=["linear"])
+    overlay.save(folder / "hp.safetensors")
+    model = '[[models]]\nname = "m"\nsource = "m"\nengine = "vllm"\ndefault_policy = "p"\n'
+    (problem,) = faults(folder, f'guards = ["hp"]\n{model}')
+    assert "models[0].engine: the default policy" in problem
+    assert "has hp, which overlays linear layers, and vLLM does not" in problem
+    assert faults(folder, f'guards = ["hp"]\n{model.replace("vllm", "transformers")}') == []
+    again = GUARDS.replace('"hp.safetensors"', '"hp.safetensors"\nrecheck = 0.5', 1)
+    path = folder / "config.toml"
+    path.write_text(f'{again}guards = ["hp"]\n', "utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    (problem,) = error.value.problems
+    assert "guards[0].recheck: overlays linear layers and decides on the prompt alone" in problem

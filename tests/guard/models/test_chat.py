@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from guard.config.schema import ModelConfig
 from guard.errors import ModelError
 from guard.models.chat import TransformersChat, end_tokens
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import bank_of
+from tests.guard.fitting.steering.test_end_to_end import save_tokenizer
 from tests.steering.engines.transformers.vision.tiny import ask, image, tiny
 from tests.steering.tiny import random_guard, tiny_model
 
@@ -29,6 +31,19 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> TransformersChat:
     small.model.generation_config.eos_token_id = None
     small.save(folder)
     return TransformersChat.load(str(folder), device="cpu")
+
+
+def test_a_configured_model_is_loaded_as_a_server_does(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    entry = ModelConfig(name="m", source=str(tmp_path), dtype="bfloat16", device="cpu")
+    loaded = TransformersChat.configured(entry)
+    assert loaded.precision == "torch.bfloat16"
+    wide = TransformersChat.load(str(tmp_path), device="cpu")
+    assert wide.precision == "torch.float32"
+    assert loaded.fitted_model.fingerprint == wide.fitted_model.fingerprint
+    with pytest.raises(ModelError, match="quantization"):
+        TransformersChat.configured(entry.model_copy(update={"quantization": "int9"}))
 
 
 def test_a_vision_language_model_is_loaded_with_its_images(chat: TransformersChat) -> None:

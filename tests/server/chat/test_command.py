@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from guard.errors import GuardError
 from guard.models.sources import added_model
@@ -21,6 +22,7 @@ from server.chat.client import End
 from server.chat.local import config_for, local_server
 from tests.server.live_server import LiveServer, live_server
 from tests.server.tiny_text_service import TinyTextModel
+from tests.steering.adapters import save_adapter
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-c", "from server.chat.cli import app; app(prog_name='guard chat')"]
@@ -186,6 +188,28 @@ def test_a_model_of_the_configuration_is_served_to_the_chat_alone(
     assert not (tmp_path / "audit.jsonl").exists()
     with pytest.raises(GuardError, match="there is no model 'other': there is tiny"):
         config_for("other", path)
+
+
+def test_an_adapter_of_the_configuration_answers_as_itself(
+    tiny_model: TinyTextModel, tmp_path: Path
+) -> None:
+    path = tiny_model.write_config(tiny_model.copy(tmp_path), max_tokens_limit=8)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model.folder / "model")
+    save_adapter(tmp_path / "changed", model)
+    adapter = '[[models.adapters]]\nname = "changed"\nsource = "changed"\n'
+    path.write_text(path.read_text().replace("[[guards]]", f"{adapter}[[guards]]", 1))
+    texts = {}
+    with local_server(config_for("changed", path)[0]) as client:
+        for name in ("tiny", "changed"):
+            ask = [{"role": "user", "content": "hello"}]
+            *pieces, end = client.answer(name, ask, "none", temperature=0)
+            texts[name] = "".join(map(str, pieces))
+            assert isinstance(end, End) and end.verdict is not None
+            assert end.verdict["outcome"] == "pass"
+    assert texts["tiny"] != texts["changed"]
+    done = piped("hello\n/policy steer-always\nhello\n", "changed", "--config", str(path))
+    assert done.stdout.splitlines()[0].startswith(texts["changed"].splitlines()[0])
+    assert done.returncode == 1 and "guard rebind" in done.stderr
 
 
 def test_what_a_chat_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from server.app import close_services, create_app
 from server.screening.middleware import Screens
 from server.screening.texts.screener import Screener
 from server.services.build import build_services
+from server.services.interface import SamplingParams, TextRowRequest
 from tests.server.live_server import serve_app
 from tests.server.running_service import Records, recording
 from tests.server.tiny_text_service import TinyTextModel
@@ -222,6 +224,30 @@ def test_verdicts_and_metrics_name_the_adapter(served: Served) -> None:
     assert verdict.model == "one"
     metrics = httpx.get(f"{served.url}/metrics").text
     assert any('model="one"' in line for line in metrics.splitlines() if "tokens" in line)
+
+
+def test_rows_that_wait_are_counted_under_the_adapters_name(folder: Path) -> None:
+    config = load_config(folder / "config.toml")
+    services: Any = build_services(config, lambda request, verdict: None)
+    base, one = services["tiny"], services["one"]
+
+    async def waiting() -> tuple[int, int]:
+        release = threading.Event()
+        base._between_steps(release.wait)  # the engine takes no row meanwhile
+        prompt, sampling = base.encode("hello"), SamplingParams(2)
+        asked = [TextRowRequest("r", prompt, "none", sampling)] * 3
+        rows = [*one.submit(asked[:2]), *base.submit(asked[:1])]
+        counts = one.queued(), base.queued()
+        release.set()
+        for row in rows:
+            [event async for event in row]
+        return counts
+
+    try:
+        assert asyncio.run(waiting()) == (2, 1)
+        assert (one.queued(), base.queued()) == (0, 0)
+    finally:
+        close_services(services)
 
 
 def test_unknown_models_and_embeddings_are_refused(served: Served) -> None:

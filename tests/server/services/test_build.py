@@ -67,7 +67,7 @@ import sys
 import server.app, server.services.build, server.lifecycle.run
 assert not {"diffusers", "server.services.images"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=Path.cwd())
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300, cwd=Path.cwd())
 
 
 def test_the_second_model_failing_closes_the_first(tmp_path: Path) -> None:

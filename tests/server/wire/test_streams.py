@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from server.screening.streams.formats.base import framed
+from server.wire.streams import frame
 from tests.server.live_server import Launch, LiveServer, settings
 
 
@@ -19,6 +24,16 @@ def events(response: httpx.Response) -> list[Any]:
     assert all(line.startswith("data: ") and "\n" not in line for line in lines)
     data = [line.removeprefix("data: ") for line in lines]
     return [line if line == "[DONE]" else json.loads(line) for line in data]
+
+
+@pytest.mark.parametrize("encode", [frame, framed])
+@given(text=st.text() | st.text("\x85\u2028\u2029\n\r\v\f\x1c\x1d\x1e\\a"))
+def test_an_event_is_one_line_for_every_reader(
+    encode: Callable[[dict[str, Any]], bytes], text: str
+) -> None:
+    """`str.splitlines`, and httpx's `iter_lines` with it, breaks lines at more than line feeds."""
+    line, end = encode({"a": [text]}).decode().splitlines()
+    assert (json.loads(line.removeprefix("data: ")), end) == ({"a": [text]}, "")
 
 
 def test_frames_come_in_openais_order(live: LiveServer) -> None:

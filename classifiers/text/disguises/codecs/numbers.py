@@ -23,6 +23,8 @@ _HEX: Final = re.compile(
 )
 _BREAK: Final = r"[ \t]{0,4}\r?\n[ \t]{0,4}"
 _LINE_END: Final = re.compile(_BREAK)
+_SHORT_LINE: Final = re.compile(rf"{_BREAK}((?:[0-9A-Fa-f]{{2}}){{1,3}})(?![0-9A-Za-z])")
+"""The last line of a block, which alone is no run."""
 _HEX_MARKS: Final = re.compile(r"\\x|0x|[^0-9A-Fa-f]")
 _ANY_BITS: Final = re2.compile(r"[01]{7}(?:(?:, ?|[ \n|/;_+.-])?(?:0b)?[01]{7,8}){2}")
 _BITS: Final = re.compile(
@@ -42,20 +44,24 @@ def _hexes(text: str) -> Iterator[Replacement]:
     lines: list[re.Match[str]] = []
     for run in _HEX.finditer(text):
         if lines and not _LINE_END.fullmatch(text, lines[-1].end(), run.start()):
-            yield from _hex_lines(lines)
+            yield from _hex_lines(text, lines)
             lines = []
         lines.append(run)
-    yield from _hex_lines(lines)
+    yield from _hex_lines(text, lines)
 
 
-def _hex_lines(lines: Sequence[re.Match[str]]) -> Iterator[Replacement]:
+def _hex_lines(text: str, lines: Sequence[re.Match[str]]) -> Iterator[Replacement]:
     """Lines that stand one below the other: of one width, with a last one that may be shorter, as
     one text, and else each alone."""
     widths = [len(line[0]) for line in lines]
-    is_block = len(lines) > 1 and len({*widths[:-1]}) == 1 and widths[-1] <= widths[0]
-    if is_block and (decoded := _from_hex("".join(line[0] for line in lines))):
-        yield Replacement(lines[0].start(), lines[-1].end(), decoded)
-        return
+    if len({*widths[:-1]}) <= 1 and widths and widths[-1] <= widths[0]:
+        block, end = "".join(line[0] for line in lines), lines[-1].end()
+        rest = _SHORT_LINE.match(text, end) if widths[-1] == widths[0] else None
+        ways = [(block + rest[1], rest.end())] if rest else []
+        for digits, last in (*ways, (block, end)):
+            if decoded := _from_hex(digits):
+                yield Replacement(lines[0].start(), last, decoded)
+                return
     for line in lines:
         if decoded := _from_hex(line[0]):
             yield Replacement(line.start(), line.end(), decoded)

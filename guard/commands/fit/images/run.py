@@ -43,7 +43,7 @@ class FitRun:
     device: str
     as_json: bool
 
-    def save(self, fit: Fit, fpr: float, near_fpr: float) -> None:
+    def save(self, fit: Fit, fpr: float, near_fpr: float) -> Artifact:
         """Read the files, load the model, fit, write the artifact and print its figures."""
         concept = read_concept(self.concept_file)
         require_artifact_name(self.out)
@@ -66,3 +66,4 @@ class FitRun:
             artifact = fit(image_model, concept, encoded, progress)
         fitted = held_out_of(artifact, encoded)
         finish(fitted, concept, self.out, time.monotonic() - started, as_json=self.as_json)
+        return artifact

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from server.error_shapes import ErrorFields, SentStream
 from server.screening.bodies.texts import texts_of
 from server.screening.streams.sse import BrokenStream
+from server.wire.replies import in_one_line
 from server.wire.strict_json import encode_json
 
 Group = Hashable
@@ -52,7 +53,7 @@ class Slot:
 def framed(event: Mapping[str, Any], name: str = "") -> bytes:
     """One event as bytes."""
     head = f"event: {name}\n" if name else ""
-    return head.encode() + b"data: " + encode_json(event) + b"\n\n"
+    return head.encode() + b"data: " + in_one_line(encode_json(event)) + b"\n\n"
 
 
 def with_verdict(event: dict[str, Any], verdict: Mapping[str, Any] | None) -> dict[str, Any]:

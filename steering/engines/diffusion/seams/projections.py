@@ -163,6 +163,16 @@ class OverlaySeam:
         if self._table is not None:
             self._pairs, self._rows = self._bank.pairs(self._table[rows]), len(rows)
 
+    @contextmanager
+    def every_forward(self, rows: Tensor) -> Iterator[None]:
+        """Enter each forward of the network inside the context, of these rows."""
+        handle = self._network.register_forward_pre_hook(lambda *_: self.enter(rows))
+        try:
+            yield
+        finally:
+            handle.remove()
+            self.leave()
+
     def leave(self) -> None:
         """See RowSeam."""
         self._pairs = {}

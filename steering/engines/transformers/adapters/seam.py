@@ -1,47 +1,24 @@
-"""Adapters on linear layers, for the rows of a forward that carry one.
-
-For one row the layer gives `y = W x + B (A x)` with the factors of the row's adapter; `W` stays as
-it is. The adapters of each layer are stacked, their ranks padded with zeros to the largest, and all
-rows of a forward are one batched product: S-LoRA (Sheng et al. 2023, arXiv:2311.03285).
-"""
+"""LoRA adapters and the overlays of guards on linear layers, for the rows that carry them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch import nn
 
+from steering.engines.transformers.adapters.products import Carried, LowRankProducts
 from steering.engines.transformers.adapters.settings import UnfitAdapter
-from steering.engines.transformers.adapters.weights import LowRank, decoder_linears, read_adapter
+from steering.engines.transformers.adapters.weights import (
+    decoder_linears,
+    linear_shapes,
+    read_adapter,
+)
+from steering.hidden.overlays import LinearOverlay
 from steering.offloaded import execution_device
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """`reads [adapters, in, rank]` and `writes [adapters, rank, out]`, zeros for an adapter that
-    leaves the layer alone."""
-
-    module: nn.Linear
-    reads: Tensor
-    writes: Tensor
-
-    def added(self, rows: Tensor | None, slots: Tensor, states: Tensor, output: Tensor) -> Tensor:
-        """`output [forward rows, tokens, out]` with the adapters of `slots [rows]` on the rows with
-        the indices `rows`, None for all; the other rows keep their bits."""
-        chosen = states if rows is None else states[rows]
-        change = torch.bmm(
-            torch.bmm(chosen.to(self.reads.dtype), self.reads[slots]), self.writes[slots]
-        )
-        if rows is None:
-            return (output + change).to(output.dtype)
-        return output.index_copy(0, rows, (output[rows] + change).to(output.dtype))
 
 
 class AdapterSeam:
@@ -51,84 +28,108 @@ class AdapterSeam:
     """
 
     def __init__(self, model: Any, folders: Mapping[str, Path]) -> None:
-        self._slots = {name: slot for slot, name in enumerate(folders)}
         linears = decoder_linears(model)
-        # products of small matrices: never less precise than the sum that they are added to
-        dtype = torch.promote_types(torch.float32, model.dtype)
-        adapters = []
+        dtype = _dtype(model)
+        adapters = {}
         for name, folder in folders.items():
             try:
-                adapters.append(read_adapter(folder, linears, dtype))
+                adapters[name] = read_adapter(folder, linears, dtype)
             except UnfitAdapter as error:
                 raise UnfitAdapter(f"adapter {name} {error}") from None
-        self._device = execution_device(model)
-        self._layers = [
-            _stacked(linear, [adapter.get(path) for adapter in adapters], self._device)
-            for path, linear in linears.items()
-            if any(path in adapter for adapter in adapters)
-        ]
-        self._require_rows(model)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._slots
-
-    @contextmanager
-    def acting(self, carried: Sequence[str | None]) -> Iterator[None]:
-        """Apply adapters to the forward inside, whose row `i` carries `carried[i]`, None for none.
-
-        A forward in which no row carries one gets no hook.
-        """
-        rows = [row for row, name in enumerate(carried) if name is not None]
-        if not rows:
-            yield
-            return
-        slots = [self._slots[name] for name in carried if name is not None]
-        places = torch.tensor([rows, slots], device=self._device)
-        chosen = None if len(rows) == len(carried) else places[0]
-        handles = [
-            layer.module.register_forward_hook(partial(_hook, layer, chosen, places[1]))
-            for layer in self._layers
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @torch.inference_mode()
-    def _require_rows(self, model: Any) -> None:
-        """Raise UnfitAdapter where an adapted layer does not see the rows of a batch: experts, for
-        one, see the tokens that were sent to them."""
-        seen: dict[int, set[tuple[int, ...]]] = {id(layer.module): set() for layer in self._layers}
-
-        def note(module: nn.Module, inputs: Any) -> None:
-            seen[id(module)].add(tuple(inputs[0].shape[:-1]))
-
-        handles = [layer.module.register_forward_pre_hook(note) for layer in self._layers]
-        try:
-            ids = torch.zeros(2, 3, dtype=torch.long, device=self._device)
-            model(input_ids=ids, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if any(shapes != {(2, 3)} for shapes in seen.values()):
+        self._products = LowRankProducts(linears, adapters, execution_device(model), dtype)
+        if not sees_rows(model, self._products.modules):
             raise UnfitAdapter(
                 "an adapter changes layers that do not see a batch by rows (experts, routers): "
                 "merge it into a checkpoint of its own"
             )
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._products
 
-def _hook(
-    layer: _Layer, rows: Tensor | None, slots: Tensor, _module: Any, inputs: Any, output: Tensor
-) -> Tensor:
-    return layer.added(rows, slots, inputs[0], output)
+    def acting(self, carried: Sequence[str | None]) -> AbstractContextManager[None]:
+        """Apply adapters to the forward inside, whose row `i` carries `carried[i]`, None for none.
+
+        A forward in which no row carries one gets no hook.
+        """
+        return self._products.acting([() if name is None else (Carried(name),) for name in carried])
 
 
-def _stacked(linear: nn.Linear, adapters: Sequence[LowRank | None], device: torch.device) -> _Layer:
-    some = next(each for each in adapters if each is not None)
-    rank = max(len(each.read) for each in adapters if each is not None)
-    none = LowRank(torch.zeros_like(some.read), torch.zeros_like(some.write))
-    every = [each or none for each in adapters]
-    reads = torch.stack([pad(each.read, (0, 0, 0, rank - len(each.read))) for each in every])
-    writes = torch.stack([pad(each.write, (0, rank - len(each.read))) for each in every])
-    return _Layer(linear, reads.mT.contiguous().to(device), writes.mT.contiguous().to(device))
+class OverlaySeam:
+    """The overlays of a bank's guards on the linear layers of one model.
+
+    Raises ValueError for an overlay that does not fit them.
+    """
+
+    def __init__(self, model: Any, overlays: Mapping[str, LinearOverlay]) -> None:
+        self._overlays = overlays
+        linears = decoder_linears(model) if overlays else {}
+        shapes = linear_shapes(model) if overlays else {}
+        for name, overlay in overlays.items():
+            require_fit(name, overlay, shapes)
+        factors = {name: overlay.factors for name, overlay in overlays.items()}
+        self._products = LowRankProducts(linears, factors, execution_device(model), _dtype(model))
+        if overlays and not sees_rows(model, self._products.modules):
+            raise ValueError(
+                "an overlay changes layers that do not see a batch by rows (experts, routers)"
+            )
+
+    def rereads(self, carried: Sequence[Carried]) -> bool:
+        """Whether a row under these overlays has its whole prompt read again."""
+        return any(self._overlays[each.name].rereads for each in carried)
+
+    def acting(self, carried: Sequence[Sequence[Carried]]) -> AbstractContextManager[None]:
+        """See `LowRankProducts.acting`."""
+        return self._products.acting(carried)
+
+
+def require_fit(name: str, overlay: LinearOverlay, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise ValueError where an overlay does not fit linear layers of these shapes, (out, in)."""
+    for path, factors in overlay.factors.items():
+        if path not in shapes:
+            raise ValueError(
+                f"guard {name}: overlays {path!r:.120}, which is no linear layer in this model's "
+                "decoder layers"
+            )
+        out, width = shapes[path]
+        rank = len(factors.read)
+        given = (factors.write.shape[0], factors.read.shape[1])
+        if given != (out, width) or factors.write.shape[1] != rank:
+            raise ValueError(
+                f"guard {name}: its overlay of {path} is {given[0]} x {given[1]}, the layer is "
+                f"{out} x {width}"
+            )
+        if rank > min(out, width):
+            raise ValueError(
+                f"guard {name}: its overlay of {path} has rank {rank}, more than the layer's "
+                f"{min(out, width)}"
+            )
+
+
+@torch.inference_mode()
+def sees_rows(model: Any, modules: Sequence[nn.Module]) -> bool:
+    """Whether all `modules` see the rows of a batch: experts, for one, see the tokens that were
+    sent to them."""
+    seen: dict[int, set[tuple[int, ...]]] = {id(module): set() for module in modules}
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        seen[id(module)].add(tuple(inputs[0].shape[:-1]))
+
+    with _hooked(modules, note):
+        ids = torch.zeros(2, 3, dtype=torch.long, device=execution_device(model))
+        model(input_ids=ids, use_cache=False)
+    return all(shapes == {(2, 3)} for shapes in seen.values())
+
+
+@contextmanager
+def _hooked(modules: Sequence[nn.Module], hook: Any) -> Iterator[None]:
+    handles = [module.register_forward_pre_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _dtype(model: Any) -> torch.dtype:
+    """Products of small matrices: never less precise than the sum that they are added to."""
+    return torch.promote_types(torch.float32, model.dtype)

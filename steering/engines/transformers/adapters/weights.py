@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from steering.engines.transformers.adapters.settings import WEIGHTS, LoraSettings, UnfitAdapter
 from steering.engines.transformers.layers import decoder_layers
+from steering.hidden.overlays import LowRank
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _DTYPES = {"F64", "F32", "F16", "BF16"}
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """`y + write (read x)` for a linear layer's `y`: `read [rank, in]`, and `write [out, rank]`,
-    which has the scale of the adapter in it. On the CPU."""
-
-    read: Tensor
-    write: Tensor
 
 
 def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -35,6 +26,14 @@ def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
         path: module
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and id(module) in inside
+    }
+
+
+def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """(out, in) of the layers of `decoder_linears`, whose weights may be packed."""
+    return {
+        path: (linear.out_features, linear.in_features)
+        for path, linear in decoder_linears(model).items()
     }
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.layers import TESTED, UnknownArchitecture
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.sampling import RowSampling
 from steering.engines.transformers.vision.base import VisionFamily
 from steering.hidden.bank import HiddenBank

@@ -8,19 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from steering.sampling import LogitOptions
+
 if TYPE_CHECKING:
     from steering.engines.transformers.sampling.grammars import Grammar
 
 
 @dataclass(frozen=True)
-class RowSampling:
+class RowSampling(LogitOptions):
     """How one row is sampled. The defaults change nothing.
 
-    `temperature` 0 is greedy. `top_k` 0 keeps all tokens; `min_p` is relative to the likeliest
-    token's probability. `frequency_penalty` and `presence_penalty` read the generated tokens,
-    `repetition_penalty` those of the prompt too. `logit_bias` are pairs of a token and what is
-    added to its logit. Before `min_tokens` tokens none of `ends` is generated; not together with a
-    `grammar`, which the whole answer matches.
+    `temperature` 0 is greedy. Before `min_tokens` tokens none of `ends` is generated; not together
+    with a `grammar`, which the whole answer matches.
 
     `top_logprobs` None stands for no log-probabilities; `scored` are tokens whose log-probabilities
     are wanted at each step: both are the model's own, before any of the above.
@@ -31,13 +30,6 @@ class RowSampling:
     seed: int = 0
     top_logprobs: int | None = None
     scored: tuple[int, ...] = ()
-    top_k: int = 0
-    min_p: float = 0.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    min_tokens: int = 0
     ends: tuple[int, ...] = ()
     grammar: Grammar | None = None
 

@@ -149,9 +149,10 @@ class GuardedRunner:
     def _room(self, most: int) -> Room:
         """Room for what is loaded and for what may come."""
         placements = self._bank.placements.values()
+        steps = [placement.steps for placement in placements if placement.steps is not None]
         return Room(
             guards=self._loadable or max(2 * len(self._bank), 8),
-            steps=_power_of_two(max((placement.steps for placement in placements), default=4)),
+            steps=_power_of_two(max(steps, default=4)),
             pool=_power_of_two(max(self._bank.pool, 4)),
             most=_power_of_two(max(most, 2)),
         )

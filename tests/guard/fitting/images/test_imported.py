@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
-from guard.fitting.images.imported import Imported, ImportRequest, fit_import
+from guard.fitting.images.imported import ImportRequest, fit_import
 from guard.fitting.prompts.rates import PromptRates
 from guard.models.images import ImageModel
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
@@ -42,7 +43,7 @@ def silent(_what: str, _total: int) -> Callable[[int], None]:
     return lambda _count: None
 
 
-def imported(source: Path, **request: Any) -> Imported:
+def imported(source: Path, **request: Any) -> Artifact:
     family = tiny.shared("stable diffusion")
     model = ImageModel(family, name="tiny", architecture="StableDiffusionPipeline")
     rates = PromptRates(0.5, 0.5)
@@ -51,9 +52,7 @@ def imported(source: Path, **request: Any) -> Imported:
 
 
 def images(family: Family, artifact: Artifact | None = None) -> Tensor:
-    """Latents of `PROMPTS`; with an artifact the first carries it, the second does not.
-
-    At a guidance of 1 there are no unconditional rows, whose text overlays leave alone."""
+    """Latents of `PROMPTS`; with an artifact the first carries it, the second does not."""
     stacks, guards = ImageStacks(), ()
     if artifact is not None:
         fitted = FittedGuard("g", artifact.tensors, artifact.meta.settings)
@@ -63,8 +62,8 @@ def images(family: Family, artifact: Artifact | None = None) -> Tensor:
     try:
         engine.start(
             [
-                ImageStart(PROMPTS[0], seed=1, steps=4, guidance=1.0, guards=guards),
-                ImageStart(PROMPTS[1], seed=2, steps=4, guidance=1.0),
+                ImageStart(PROMPTS[0], seed=1, steps=4, guidance=3.0, guards=guards),
+                ImageStart(PROMPTS[1], seed=2, steps=4, guidance=3.0),
             ]
         )
         while not (complete := engine.step()):
@@ -105,7 +104,7 @@ def loaded_by_diffusers(layout: str, source: Path) -> Family:
 )
 def test_images_are_those_of_the_pipeline_with_the_adapter(layout: str, tmp_path: Path) -> None:
     source, _ = checkpoints.LAYOUTS[layout](tmp_path)
-    artifact = imported(source).artifact
+    artifact = imported(source)
     bare = images(tiny.shared("stable diffusion"))
     guarded = images(tiny.shared("stable diffusion"), artifact)
     assert torch.equal(guarded[1], bare[1])
@@ -118,12 +117,12 @@ def test_a_whole_pipeline_at_full_rank_is_that_pipeline(tmp_path: Path) -> None:
     """Denoiser and text encoder; what is dropped is nothing here."""
     source, _ = checkpoints.whole_pipeline(tmp_path)
     found = imported(source)
-    assert not found.dropped
-    layers = [name for name in found.artifact.tensors if name.startswith("writes.")]
+    assert found.meta.settings["dropped"] == {}
+    layers = [name for name in found.tensors if name.startswith("writes.")]
     assert any("text_encoder:" in name for name in layers) and len(layers) > 3
     bare = images(tiny.shared("stable diffusion"))
     expected = images(loaded_by_diffusers("weights", source))
-    guarded = images(tiny.shared("stable diffusion"), found.artifact)
+    guarded = images(tiny.shared("stable diffusion"), found)
     change = (expected[0] - bare[0]).abs().max()
     # a layer gets no more directions than keep 99.9 % of its energy
     assert (guarded[0] - expected[0]).abs().max() < 0.05 * change
@@ -134,27 +133,37 @@ def test_an_artifact_says_where_it_comes_from_and_what_it_lacks(tmp_path: Path) 
     changed = checkpoints.pipeline()
     checkpoints.perturb(changed.unet, "attn2.to_k", "norm", "conv_in.bias")
     changed.save_pretrained(tmp_path / "esd")
-    found = imported(tmp_path / "esd")
-    meta = found.artifact.meta
+    meta = imported(tmp_path / "esd").meta
     family = tiny.shared("stable diffusion")
     assert (meta.method, meta.seams, meta.concept) == ("overlay", ("projection",), "object/knife")
     assert meta.model.fingerprint == fingerprint(family.denoiser)
     assert meta.settings["encoders"] == fingerprint(torch.nn.ModuleDict(dict(family.encoders)))
     assert (meta.settings["source"], meta.settings["layout"]) == ("esd", "weights")
     assert meta.settings["gated"] is False
-    dropped = cast(dict[str, int], meta.settings["dropped"])
-    assert dropped["biases"] == 1 and dropped["norms"] == len(found.dropped["norms"])
+    dropped = cast(dict[str, list[str]], meta.settings["dropped"])
+    assert dropped["biases"] == ["conv_in.bias"] and len(dropped["norms"]) > 10
     shares = cast(dict[str, float], meta.settings["shares"])
     assert len(shares) == 4 and min(shares.values()) == pytest.approx(meta.settings["share"])
 
 
 def test_too_small_a_rank_is_refused_and_may_be_accepted(tmp_path: Path) -> None:
     source, _ = checkpoints.whole_network(tmp_path)
-    with pytest.raises(DataError, match="layers keep less than 90%.*ask for --rank"):
+    with pytest.raises(DataError, match="layers keep less than 90%.*give --rank"):
         imported(source, rank=1)
-    artifact = imported(source, rank=1, accept_loss=True).artifact
+    artifact = imported(source, rank=1, least_share=0.0)
     assert cast(float, artifact.meta.settings["share"]) < 0.9
     assert all(len(t) == 1 for n, t in artifact.tensors.items() if n.startswith("reads."))
+
+
+def test_a_scheduler_that_the_engine_cannot_run_is_refused(tmp_path: Path) -> None:
+    source, _ = checkpoints.spm_file(tmp_path)
+    pipeline = checkpoints.pipeline()
+    pipeline.scheduler = UniPCMultistepScheduler()
+    family = family_of(pipeline, height=16, width=16)
+    model = ImageModel(family, name="tiny", architecture="Tiny")
+    request = ImportRequest(source, prompts=2)
+    with pytest.raises(ModelError, match="model 'tiny': .*UniPC"):
+        fit_import(model, CONCEPT, None, PromptRates(0.5, 0.5), request, silent)
 
 
 def test_a_pipeline_that_cannot_be_overlaid_is_refused(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_cut_is_the_best_one_of_its_rank_over_the_inputs(layer: str, rank: int
     got = (factors.writes[layer].T @ factors.reads[layer].flatten(1)).double()
     torch.testing.assert_close(got, best, atol=1e-4, rtol=1e-4)
     share = float(singular[:rank].square().sum() / singular.square().sum())
-    assert factors.shares[layer] == pytest.approx(share, abs=1e-5)
+    assert factors.share(layer) == pytest.approx(share, abs=1e-5)
     assert len(factors.reads[layer]) == rank
 
 
@@ -95,7 +95,7 @@ def test_no_more_directions_are_kept_than_a_change_has() -> None:
     noise = 1e-4 * torch.randn(20, 6, generator=torch.Generator().manual_seed(4))
     change = Change(torch.ones(20, 1) @ torch.ones(1, 6) + noise)
     factors = _factors({"tall": change, "idle": _changes()["idle"]}, None)
-    assert len(factors.reads["tall"]) == 1 and factors.shares["tall"] > 0.999
+    assert len(factors.reads["tall"]) == 1 and factors.share("tall") > 0.999
 
 
 def test_adapters_are_exact_unless_a_cut_is_asked_for() -> None:
@@ -103,9 +103,9 @@ def test_adapters_are_exact_unless_a_cut_is_asked_for() -> None:
     change = Change(torch.randn(4, 6, generator=generator), torch.randn(20, 4, generator=generator))
     changes = {"tall": change, "idle": _changes()["idle"]}
     exact = _factors(changes, None, default=1)
-    assert torch.equal(exact.reads["tall"], change.read) and exact.shares["tall"] == 1.0
+    assert torch.equal(exact.reads["tall"], change.read) and not exact.shares
     cut = _factors(changes, 2)
-    assert len(cut.reads["tall"]) == 2 and 0.5 < cut.shares["tall"] < 1.0
+    assert len(cut.reads["tall"]) == 2 and 0.5 < cut.share("tall") < 1.0
     whole = _factors(changes, 4)
     assert change.write is not None
     full = change.write @ change.read
@@ -118,14 +118,14 @@ def test_what_keeps_too_little_is_refused_with_the_rank_that_would_do() -> None:
     changes = _changes()
     factors = _factors(changes, 1)
     with pytest.raises(
-        DataError, match="layers keep less than 90%.*--rank (.*), or .*--accept-"
+        DataError, match="layers keep less than 90%.*--rank (.*), or a lower --least-"
     ) as e:
-        factors.require_kept(accept_loss=False)
-    factors.require_kept(accept_loss=True)
+        factors.require_kept(0.9)
+    factors.require_kept(0.1)
     rank = int(str(e.value).partition("--rank ")[2].partition(",")[0])
-    _factors(changes, rank).require_kept(accept_loss=False)
+    _factors(changes, rank).require_kept(0.9)
     with pytest.raises(DataError):
-        _factors(changes, rank - 1).require_kept(accept_loss=False)
+        _factors(changes, rank - 1).require_kept(0.9)
 
 
 def test_a_rank_larger_than_the_layers_is_refused() -> None:
@@ -134,3 +134,12 @@ def test_a_rank_larger_than_the_layers_is_refused() -> None:
     wide = Change(torch.ones(7, 6), torch.ones(20, 7))
     with pytest.raises(DataError, match="the factors of tall have the rank 7.*the layer's, 6: ask"):
         _factors({"tall": wide, "idle": _changes()["idle"]}, None)
+
+
+def test_a_layer_that_is_given_zeros_alone_is_cut_by_its_weights() -> None:
+    network, changes = _Network(), {"idle": _changes()["idle"]}
+    with torch.no_grad(), energies(Base({"": network}), changes) as recorded:
+        network.idle(torch.zeros(3, 4))
+    factors = factors_of(changes, recorded, 2, 64)
+    singular = torch.linalg.svdvals(changes["idle"].read.double()).square()
+    assert factors.share("idle") == pytest.approx(float(singular[:2].sum() / singular.sum()))

@@ -257,7 +257,7 @@ def test_other_roles_bring_no_images(seeing: LiveServer, send: Send, role: str) 
 @APIS
 def test_a_model_for_text_takes_no_image(live: LiveServer, send: Send) -> None:
     message = refusal(live, send(live, ["x", url_of(png())]), PLACES[send].format(1))
-    assert "takes text alone" in message
+    assert "takes text alone with the engine 'fake'" in message
     # nor is a file decoded that it would not get
     refusal(live, send(live, ["x", url_of(bomb())]), PLACES[send].format(1))
 

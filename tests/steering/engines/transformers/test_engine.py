@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, TransformersEngine
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from steering.engines.transformers.engine import RowToken, TransformersEngine
+from steering.engines.transformers.engine import TransformersEngine
 from steering.engines.transformers.offline import Answer, answers
 from steering.engines.transformers.rewinding import HELD_BACK, HeldAnswer, Rewinds, Sentences
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.sampling import RowSampling
 from steering.engines.transformers.sampling.adjustments import Adjustments
 from steering.hidden.rows import Reading, RowGuard

@@ -31,7 +31,7 @@ _KEYS: Final = (
 _REST: Final = r"""[A-Za-z0-9_-]{0,20}\\{0,3}["'\x60*]{0,3}"""
 _OPERATOR: Final = (
     r"""(?:[ \t]{0,3}(?::=|=>?|:|：|>|[ \t]\||[ \t](?:is|ist|lautet|est|es|é|är|was)[ \t:])"""
-    r"""[*]{0,2}[ \t]{0,8}(?:[bru]?\\{0,3}["'\x60])?|[,;|\t]["']?)"""
+    r"""(?:[*]{1,2}[ \t]{1,8}|[ \t]{0,8})(?:[bru]?\\{0,3}["'\x60])?|[,;|\t]["']?)"""
 )
 _PAGES: Final = re.compile(
     r"(?i)(?:next|page|pagination|continuation|sync|cipher|public)[a-z_ -]*$|secretsmanager:$"
@@ -40,14 +40,21 @@ _PAGES: Final = re.compile(
 _NAME: Final = re.compile(rf"(?i)(?:{_NAMES})[a-z0-9_-]*[\"'\x60*]* $")
 _KEY_NAME: Final = re.compile(rf"(?i)(?:{_KEYS})[a-z0-9_-]*[^a-z0-9_-]*(?:is )?[^a-z0-9_-]*$")
 _REFERENCE: Final = re.compile(
-    r"\$\{|\{\{|\$\(|%\(|<|(?:true|false|none|null)\b|[/\\]|\.{1,2}/|~/|\w+://"
+    r"\$\{|\{\{|\$\((?:[a-z_][\w./-]*)?(?:\)(?!\w)|$)|%\(\w+\)|<|(?:true|false|none|null)\b|[/\\]"
+    r"|\.{1,2}/|~/|\w+://"
     r"|\$[A-Za-z_]+$|%[A-Za-z_]+%$|&[a-z]+;|\*+$|(?:\w+\.){2,}\w+$"
     r"|(?:self|os|env|this|config|settings|process|cfg|args)\.",
     re.IGNORECASE,
 )
 _CONSTANT: Final = re.compile(r"[\[<{(]{0,2}[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+[\]>})]{0,2}$")
 """The name of a constant, or a placeholder of what was cut out."""
-_CALL: Final = re.compile(r"(?:[A-Za-z_]+\.)*[A-Za-z_]{3,}[(\[]")
+_PART: Final = r"(?:[A-Z]?[a-z]{2,}|[A-Z]{2,})"
+_CALL: Final = re.compile(
+    rf"(?:[A-Za-z_]+\.)*(?=[A-Za-z_]{{3}})_*{_PART}(?:_*{_PART})*_*[(\[]"
+    r"(?!.*(?:[)\]][A-Za-z0-9]|[@#$!?^~]))"
+)
+"""Names in programs are made of words; behind a bracket that closes, code has a sign."""
+_BOLD: Final = re.compile(r"(\*{1,2})([^*]+)\1")
 _WORDS: Final = re.compile(r"[A-Za-z]+(?:[-_.][A-Za-z]+|[-_.][0-9]{1,2})*$")
 _IDENTIFIER: Final = re.compile(
     r"(?:[A-Z][a-z]{2,}[0-9_]{0,3}){2,}(?:$|\()|[0-9a-z]{7,8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
@@ -57,11 +64,12 @@ _SIGNS: Final = re.compile(r"[^A-Za-z0-9_]")
 _NEXT_FIELD: Final = re.compile(r"&(?=[\w.-]+=)")
 _LEAST, _LEAST_STRICT = 6, 8
 _QUOTES: Final = ("'", '"', "`")
-_BITS, _STRICT_BITS, _SIGN_BITS = 2.4, 2.75, 3.0
+_BITS, _MIXED_BITS, _STRICT_BITS, _SIGN_BITS = 2.4, 2.0, 2.75, 3.0
 
 
 def _judge(candidate: Candidate) -> Finding | None:
-    value, before = _value(candidate), candidate.before
+    candidate, before = _value(candidate), candidate.before
+    value = candidate.value
     key = _KEY_NAME.search(before)
     if key is not None:
         end = key.start() if key[0].lower().startswith("token") else key.end()
@@ -81,11 +89,11 @@ def _judge(candidate: Candidate) -> Finding | None:
         return None
     if not _is_secret(value, is_strict=is_strict):
         return None
-    return candidate.part(0, len(value)).is_("PASSWORD", 0.8)
+    return candidate.is_("PASSWORD", 0.8)
 
 
-def _value(candidate: Candidate) -> str:
-    """The value without what ends it."""
+def _value(candidate: Candidate) -> Candidate:
+    """The value without what ends it, and without the marks of bold letters."""
     value, before = candidate.value, candidate.before
     if before[-1:] not in _QUOTES:
         operator = before.rstrip(" ")[-1:]
@@ -94,7 +102,9 @@ def _value(candidate: Candidate) -> str:
         value = _NEXT_FIELD.split(value)[0].rstrip(",;.]}|:")
         if before.count("(") > before.count(")"):
             value = value.rstrip(")")
-    return value.rstrip("\\")
+    value = value.rstrip("\\")
+    bold = _BOLD.fullmatch(value)
+    return candidate.part(*bold.span(2)) if bold else candidate.part(0, len(value))
 
 
 def _is_secret(value: str, *, is_strict: bool) -> bool:
@@ -102,10 +112,10 @@ def _is_secret(value: str, *, is_strict: bool) -> bool:
     if len(set(value)) < 4:
         return False
     bits = bits_per_character(value)
-    if has_letters_and_digits(value):
-        return bits >= (_STRICT_BITS if is_strict else _BITS)
-    signs = len(_SIGNS.findall(value))
     has_both = any(map(str.islower, value)) and any(map(str.isupper, value))
+    if has_letters_and_digits(value):
+        return bits >= (_STRICT_BITS if is_strict else _MIXED_BITS if has_both else _BITS)
+    signs = len(_SIGNS.findall(value))
     return not is_strict and signs > 0 and has_both and bits >= _SIGN_BITS
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.disguises.hostile import CODECS
 from benchmarks.disguises.writing import WRITTEN, caesar
+from classifiers.text.disguises import decoding
 from classifiers.text.disguises.codecs import ciphers
-from classifiers.text.disguises.decoding import CODECS, encoded_runs
+from classifiers.text.disguises.decoding import encoded_runs
 from classifiers.text.disguises.language import Letters, letters_in
 from classifiers.text.disguises.rewriting import Rewritten
 from classifiers.text.disguises.views import readings, views
@@ -105,15 +107,9 @@ def test_few_words_of_a_stretch_are_weighed(unit: str, monkeypatch: pytest.Monke
 
 
 SIZE = 80_000
-HOSTILE = (
-    *(".- ", "⠁", "alfa ", "1-2-", "01", "01010101 ", "141 ", "=41", "+AGI-", "**a**b", "%u0061"),
-    *("<b>a</b>b", "<b", "chr(97)+", '"a"+', '"a",', "{a}", "\\textbf{a}", "a-\n", "=\n", "\\141"),
-    *("erpe ", "erpe\n", "exlogdslsherpe\n", "3@>3 ", "aaabbb ", "AbCdEf", "howtomake", "a\n"),
-    *("ombay ", "JBXXOIDU", "!9@x%", "aG93 ", "H4sI", "begin 644 a\n", "M", "#0V%T\n"),
-)
 
 
-@pytest.mark.parametrize("unit", HOSTILE)
+@pytest.mark.parametrize("unit", CODECS)
 def test_hostile_texts_take_linear_time(unit: str) -> None:
     def read(size: int) -> None:
         text = unit * (size // len(unit))
@@ -125,4 +121,4 @@ def test_hostile_texts_take_linear_time(unit: str) -> None:
 
 
 def test_each_family_has_a_name_of_its_own() -> None:
-    assert len({codec.name for codec in CODECS}) == len(CODECS)
+    assert len({codec.name for codec in decoding.CODECS}) == len(decoding.CODECS)

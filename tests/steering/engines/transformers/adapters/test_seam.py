@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from steering.engines.transformers import lanes
 from steering.engines.transformers.adapters.seam import AdapterSeam
 from steering.engines.transformers.adapters.settings import UnfitAdapter
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, TransformersEngine
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.offline import token_losses, token_states
+from steering.engines.transformers.row_tokens import RowToken
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import bank_of

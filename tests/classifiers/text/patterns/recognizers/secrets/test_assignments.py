@@ -16,6 +16,16 @@ FOUND = [
     ("密码：Xk9!qw3z7Lp", "Xk9!qw3z7Lp"),
     ("?password=Xk9qw3z7Lp&page=2", "Xk9qw3z7Lp"),
     ("api_key: 'a1B2c3d4e5f6'", "a1B2c3d4e5f6"),
+    # values that begin with a star, look like a reference or a call, or repeat characters
+    ("My password is *h3QkWzt7Lm now", "*h3QkWzt7Lm"),
+    ("**Password:** **h3QkWzt7Lm**", "h3QkWzt7Lm"),
+    ("db_password: %(4*%BmTL7g)Z and", "%(4*%BmTL7g)Z"),
+    ("the passwd $(K4gGJn*8Cy) and", "$(K4gGJn*8Cy)"),
+    ("- **password**: KDhG(b+v))4FJ17q", "KDhG(b+v))4FJ17q"),
+    ("4711|password|4W8WlWgl|base", "4W8WlWgl"),
+    ("the db_password JHj(0Kdv8DZ$. And", "JHj(0Kdv8DZ$"),
+    ("| db_password | YcXMqg_k(MzT4uxk2 |", "YcXMqg_k(MzT4uxk2"),
+    ('"password": "$(AB)nHe&v_4ptuRF6t"', "$(AB)nHe&v_4ptuRF6t"),
 ]
 NOT_FOUND = [
     '{"password": "[PASSWORD_1]"}',
@@ -32,6 +42,14 @@ NOT_FOUND = [
     '"NextToken": "cY1W3eTFvoB0cH7YrKVudI4Gb0"',
     "password: ********",
     "secretName: my-app-tls",
+    "password=$(pass show mail)",
+    "PASSWORD=$(base64 -d secret1)",
+    "password = '%(password1)s'",
+    "password = $(PASS_1)",
+    "password = make_password(length=12)",
+    "password = derivedKey(salt, 2**14",
+    "password = Fernet(key1)",
+    "password: settings.getSecret(name1",
 ]
 
 

@@ -1,0 +1,115 @@
+"""Small erasers of SmolLM2: `python -m examples.erasers.train NAME` goes on where its checkpoint
+ends.
+
+NAME is one of `ERASERS`. What it writes is what published erasers leave behind: an adapter as PEFT
+saves it, or changed weights. Needs `guard models add smollm2`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from examples.emoji.checkpoint import resume, save
+from examples.erasers import natural_gradient
+from examples.erasers.data import Batch, Data, read
+from examples.erasers.differences import Differences
+from examples.erasers.forwards import Forwards
+from examples.erasers.losses import gradient_ascent, misdirection, negative_preference
+from guard.models.chat import TransformersChat
+from guard.reporting.progress import stages
+
+Loss = Callable[[Forwards, Batch, Batch], tuple[Tensor, float]]
+
+HERE = Path(__file__).parent
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EVERY = 3
+"""Steps between two checkpoints."""
+BATCHES = 3
+"""Of each kind, in one step of the natural gradient."""
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """What is trained, by which loss (None: natural gradient), and for how many steps.
+
+    `until`: training ends where what the loss reports has reached it.
+    """
+
+    loss: Loss | None
+    names: Sequence[str]
+    layers: range
+    rank: int | None
+    steps: int
+    rate: float
+    rows: int
+    until: float | None = None
+
+
+ERASERS = {
+    "gradient-ascent": Eraser(
+        gradient_ascent.loss, ALL, range(14, 24), 8, steps=12, rate=2e-3, rows=4, until=6.0
+    ),
+    "npo": Eraser(negative_preference.loss, ALL, range(14, 24), 8, steps=15, rate=2e-3, rows=4),
+    "rmu": Eraser(misdirection.loss, ("down_proj",), range(10, 13), None, 20, rate=4e-3, rows=4),
+    "k-fac": Eraser(None, ("down_proj",), range(10, 20), None, steps=2, rate=0.15, rows=4),
+}
+
+
+def train(name: str, source: str, prompts: Path, out: Path) -> None:
+    """Train an eraser and write it to the folder `out/NAME`."""
+    eraser = ERASERS[name]
+    chat = TransformersChat.load(source, device="cpu")
+    with stages() as progress:
+        data = read(chat, prompts, out / "answers.json", progress)
+    differences = Differences(chat.model, eraser.names, eraser.layers, eraser.rank)
+    model = Forwards(chat.model, differences)
+    out.mkdir(parents=True, exist_ok=True)
+    _run(eraser, model, differences, data, out / f"{name}.checkpoint.safetensors")
+    differences.save(out / name, source)
+    print(f"wrote {out / name}", flush=True)
+
+
+def _run(
+    eraser: Eraser, model: Forwards, differences: Differences, data: Data, checkpoint: Path
+) -> None:
+    optimizer = torch.optim.AdamW(differences.module.parameters(), lr=eraser.rate, weight_decay=0.0)
+    first = resume(checkpoint, differences.module, optimizer)
+    started = time.process_time()
+    for step in range(first, eraser.steps):
+        if eraser.loss is None:
+            batches = [data.batches(step * BATCHES + i, eraser.rows) for i in range(BATCHES)]
+            forget, retain = zip(*batches, strict=True)
+            figure = natural_gradient.step(model, differences, forget, retain, eraser.rate)
+        else:
+            loss, figure = eraser.loss(model, *data.batches(step, eraser.rows))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(differences.module.parameters(), 1.0)
+            optimizer.step()
+        print(f"{step:3d}  {figure:8.3f}  {time.process_time() - started:6.0f} s", flush=True)
+        over = eraser.until is not None and figure >= eraser.until
+        if over or step % EVERY == EVERY - 1:
+            save(checkpoint, differences.module, optimizer, eraser.steps if over else step + 1)
+        if over:
+            break
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=ERASERS)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--prompts", type=Path, default=HERE.parent / "harry-potter")
+    parser.add_argument("--out", type=Path, default=Path("build/erasers"))
+    arguments = parser.parse_args()
+    train(arguments.name, arguments.model, arguments.prompts, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

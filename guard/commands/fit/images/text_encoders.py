@@ -1,0 +1,181 @@
+"""`guard fit hirm|few-shot|advunlearn`: text encoders trained as low-rank overlays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from guard.commands.fit.images.run import Count, FitRun, Fpr, Seed
+from guard.commands.fit.options import AsJson, ConceptFile, Device, Guidance, Model, NearFpr, Out
+from guard.data.concept import Concept, read_concept
+from guard.reporting.progress import Stages
+
+if TYPE_CHECKING:
+    from guard.artifact import Artifact
+    from guard.fitting.images.text_encoders.fit import EncoderEraser
+    from guard.fitting.images.text_encoders.images import ImageSettings
+    from guard.fitting.images.training_free import EncodedConcept
+    from guard.models.images import ImageModel
+
+Rank = Annotated[int, typer.Option(min=1, max=256, help="Of each layer's factors.")]
+Updates = Annotated[int, typer.Option(min=1, max=100_000, help="Updates of the factors.")]
+Rate = Annotated[float, typer.Option(min=1e-7, max=1.0, help="Adam's rate for the factors.")]
+Steps = Annotated[int, typer.Option(min=1, max=1000, help="Steps of the images to train on.")]
+Ungated = Annotated[
+    bool, typer.Option("--ungated", help="Act on every prompt, as the published encoder does.")
+]
+Keep = Annotated[
+    float, typer.Option(min=0, max=1000, help="Weight of the prompts without the concept.")
+]
+
+
+def hirm(
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    variant: Annotated[
+        Literal["R", "S"],
+        typer.Option(help="Where the concept goes: a random direction, or a broader category."),
+    ] = "S",
+    category: Annotated[
+        str | None,
+        typer.Option(help="The category of S; without it the kind in the concept's name."),
+    ] = None,
+    size: Annotated[
+        float,
+        typer.Option(min=0.01, max=1e4, help="Of R's direction, in lengths of representations."),
+    ] = 20.0,
+    feed_forward: Annotated[
+        bool, typer.Option("--feed-forward", help="Train the first block's feed-forward too.")
+    ] = False,
+    rank: Rank = 16,
+    updates: Updates = 100,
+    rate: Rate = 1e-2,
+    ungated: Ungated = False,
+    count: Count = 400,
+    fpr: Fpr = 0.005,
+    near_fpr: NearFpr = 0.03,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit HiRM: the first block of the text encoder misdirects the concept's representation."""
+    from guard.fitting.images.text_encoders.hirm import Hirm, category_of
+
+    broader = category or category_of(read_concept(concept_file))
+    eraser = Hirm(variant, broader, size, feed_forward)
+    run = FitRun(model, concept_file, out, 0 if ungated else count, seed, device, as_json)
+    _save(run, eraser, rank, updates, rate, fpr, near_fpr)
+
+
+def few_shot(
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    bound: Annotated[
+        float,
+        typer.Option(
+            min=1.01, max=1000, help="How far the error may grow, in units of the bare model's."
+        ),
+    ] = 3.0,
+    keep: Keep = 1.0,
+    images: Annotated[int, typer.Option(min=1, max=4096, help="Images of the concept.")] = 4,
+    steps: Steps = 8,
+    guidance: Guidance = None,
+    rank: Rank = 8,
+    updates: Updates = 100,
+    rate: Rate = 1e-3,
+    ungated: Ungated = False,
+    count: Count = 400,
+    fpr: Fpr = 0.005,
+    near_fpr: NearFpr = 0.03,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit few-shot unlearning: under the concept's prompts its images are denoised badly."""
+    from guard.fitting.images.text_encoders.few_shot import FewShot
+
+    eraser = FewShot(bound, keep, images=_images(images, steps, guidance, seed))
+    run = FitRun(model, concept_file, out, 0 if ungated else count, seed, device, as_json)
+    _save(run, eraser, rank, updates, rate, fpr, near_fpr)
+
+
+def advunlearn(
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    eta: Annotated[
+        float, typer.Option(min=0, max=100, help="How far to lead away from the concept (η).")
+    ] = 1.0,
+    keep: Keep = 1.0,
+    attack_steps: Annotated[
+        int, typer.Option(min=1, max=1000, help="Steps of the attacker for each of its words.")
+    ] = 30,
+    attack_rate: Annotated[
+        float, typer.Option(min=1e-5, max=10, help="Of the attacker, in sizes of embeddings.")
+    ] = 0.1,
+    every: Annotated[
+        int, typer.Option(min=1, max=1000, help="Updates for each word of the attacker.")
+    ] = 1,
+    images: Annotated[
+        int, typer.Option(min=1, max=4096, help="Images of the concept, and as many others.")
+    ] = 32,
+    steps: Steps = 8,
+    guidance: Guidance = None,
+    rank: Rank = 8,
+    updates: Updates = 1000,
+    rate: Rate = 1e-3,
+    ungated: Ungated = False,
+    count: Count = 400,
+    fpr: Fpr = 0.005,
+    near_fpr: NearFpr = 0.03,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit AdvUnlearn: the text encoder trained against an attacker who learns a word."""
+    from guard.fitting.images.text_encoders.advunlearn import AdvUnlearn
+
+    eraser = AdvUnlearn(
+        eta,
+        keep,
+        every=every,
+        attack_steps=attack_steps,
+        attack_rate=attack_rate,
+        images=_images(images, steps, guidance, seed),
+    )
+    run = FitRun(model, concept_file, out, 0 if ungated else count, seed, device, as_json)
+    _save(run, eraser, rank, updates, rate, fpr, near_fpr)
+
+
+def _images(count: int, steps: int, guidance: float | None, seed: int) -> ImageSettings:
+    from guard.fitting.images.text_encoders.images import ImageSettings
+
+    return ImageSettings(count, steps, guidance, seed)
+
+
+def _save(
+    run: FitRun,
+    eraser: EncoderEraser,
+    rank: int,
+    updates: int,
+    rate: float,
+    fpr: float,
+    near_fpr: float,
+) -> None:
+    """Train, write the artifact and print its figures."""
+    from guard.fitting.images.text_encoders.fit import fit_text_encoder
+    from guard.fitting.overlays.training import Training
+    from guard.fitting.prompts.rates import PromptRates
+
+    training = Training(rank=rank, steps=updates, rate=rate, seed=run.seed)
+
+    def fit(
+        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, progress: Stages
+    ) -> Artifact:
+        rates = PromptRates(fpr, near_fpr)
+        return fit_text_encoder(image_model, concept, encoded, rates, eraser, training, progress)
+
+    run.save(fit, fpr, near_fpr)

@@ -1,0 +1,1 @@
+"""`guard import`: what a published eraser changes in its model, as a guard."""

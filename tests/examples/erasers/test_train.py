@@ -1,0 +1,124 @@
+"""The trainer of erasers on a tiny model: losses go where they say, runs go on where they ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from examples.erasers import natural_gradient, train
+from examples.erasers.data import Answered, Batch, Data
+from examples.erasers.differences import Differences
+from examples.erasers.forwards import Forwards, divergence
+from examples.erasers.losses import gradient_ascent, misdirection, negative_preference
+from steering.engines.transformers.adapters.weights import decoder_linears, read_adapter
+from tests.steering.tiny import prompt, tiny_model
+
+
+def data() -> Data:
+    rows = [Answered(tuple(prompt(4 + i, i)), tuple(prompt(3, 50 + i))) for i in range(12)]
+    return Data(rows[:6], rows[6:])
+
+
+def eraser(loss: Any, rank: int | None, **more: Any) -> train.Eraser:
+    names = ("q_proj", "down_proj") if rank else ("down_proj",)
+    settings = {"steps": 6, "rate": 0.02, "rows": 4} | more
+    return train.Eraser(loss, names, range(1, 3), rank, **settings)
+
+
+def trained(what: train.Eraser, checkpoint: Path) -> tuple[Any, Differences]:
+    model = tiny_model()
+    differences = Differences(model, what.names, what.layers, what.rank)
+    train._run(what, Forwards(model, differences), differences, data(), checkpoint)
+    return model, differences
+
+
+def likelihood(model: Any, differences: Differences, rows: list[Answered]) -> float:
+    _, chosen = Forwards(model, differences).log_probabilities(Batch.of(rows))
+    return float(chosen.detach().mean())
+
+
+@pytest.mark.parametrize("loss", [gradient_ascent.loss, negative_preference.loss])
+def test_answers_to_forget_become_unlikely_and_others_stay_near(tmp_path: Path, loss: Any) -> None:
+    model, differences = trained(eraser(loss, 2), tmp_path / "c.safetensors")
+    forget = [*data().forget]
+    with differences.off():
+        bare = likelihood(model, differences, forget)
+    assert likelihood(model, differences, forget) < bare - 0.5
+    alone = eraser(lambda m, f, r: (m.log_probabilities(f)[1].mean(), 0.0), 2)
+    other, without = trained(alone, tmp_path / "alone.safetensors")
+    kept = Batch.of([*data().retain])
+    held = float(divergence(Forwards(model, differences), kept))
+    assert held < float(divergence(Forwards(other, without), kept))
+
+
+def test_misdirected_states_leave_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(misdirection, "LAYER", 2)
+    model, differences = trained(eraser(misdirection.loss, None), tmp_path / "c.safetensors")
+    run = Forwards(model, differences)
+
+    def moved(rows: Any) -> float:
+        batch = Batch.of([*rows])
+        return float((run.states(batch, 2) - run.bare_states(batch, 2)).norm(dim=-1).mean())
+
+    assert moved(data().forget) > 1.5 * moved(data().retain) > 0.0
+
+
+def test_a_natural_step_goes_uphill_as_far_as_it_says() -> None:
+    model = tiny_model()
+    differences = Differences(model, ("down_proj",), range(0, 4), None)
+    run, rows = Forwards(model, differences), data()
+    forget, retain = Batch.of([*rows.forget]), Batch.of([*rows.retain])
+    bare = likelihood(model, differences, [*rows.forget])
+    figure = natural_gradient.step(run, differences, [forget], [retain], reach=0.01)
+    assert figure == pytest.approx(-bare, abs=1e-4)
+    assert likelihood(model, differences, [*rows.forget]) < bare
+    assert float(divergence(run, retain).detach()) == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_run_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "EVERY", 2)
+    what = eraser(negative_preference.loss, 2)
+    _, whole = trained(what, tmp_path / "whole.safetensors")
+    half = eraser(negative_preference.loss, 2, steps=4)
+    trained(half, tmp_path / "parts.safetensors")
+    _, parts = trained(what, tmp_path / "parts.safetensors")
+    for path, each in whole.by_path.items():
+        assert torch.allclose(each.delta, parts.by_path[path].delta, atol=1e-6)
+        assert each.delta.abs().max() > 1e-4
+
+
+def test_adapters_are_read_as_peft_saves_them(tmp_path: Path) -> None:
+    model, differences = trained(eraser(gradient_ascent.loss, 2), tmp_path / "c.safetensors")
+    differences.save(tmp_path / "lora", "tiny")
+    factors = read_adapter(tmp_path / "lora", decoder_linears(tiny_model()), torch.float32)
+    assert factors.keys() == differences.by_path.keys()
+    for path, each in differences.by_path.items():
+        product = factors[path].write @ factors[path].read
+        assert torch.allclose(product, each.delta, atol=1e-6)
+
+
+def test_whole_differences_are_written_as_changed_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(misdirection, "LAYER", 2)
+    model, differences = trained(eraser(misdirection.loss, None), tmp_path / "c.safetensors")
+    differences.save(tmp_path / "whole", "tiny")
+    weights, bare = load_file(tmp_path / "whole" / "model.safetensors"), tiny_model().state_dict()
+    assert {*weights} == {f"{path}.weight" for path in differences.by_path}
+    for name, weight in weights.items():
+        delta = differences.by_path[name.removesuffix(".weight")].delta
+        assert torch.allclose(weight - bare[name], delta, atol=1e-6) and delta.any()
+
+
+def test_the_figure_ends_a_run(tmp_path: Path) -> None:
+    what = eraser(gradient_ascent.loss, 2, until=0.0)
+    _, differences = trained(what, tmp_path / "c.safetensors")
+    _, again = trained(what, tmp_path / "c.safetensors")
+    for path, each in differences.by_path.items():
+        assert torch.equal(each.delta, again.by_path[path].delta)
