@@ -104,8 +104,8 @@ def spread(covariance: Tensor, directions: int) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     strongest = values.argsort(descending=True)[:directions]
     lengths = values[strongest].clamp(min=0.0).sqrt()
-    directed: Tensor = (vectors[:, strongest] * lengths).T
-    return directed
+    scaled: Tensor = vectors[:, strongest] * lengths
+    return scaled.T
 
 
 def at_cosines(
