@@ -51,13 +51,13 @@ app.command(
     "--out dog.safetensors",
 )(image_screen)
 
-for _name, _fit in (("ablation", ablation), ("kif", kif)):
+for _name, _subspace in (("ablation", ablation), ("kif", kif)):
     app.command(
         _name,
         epilog=f"Example: guard fit {_name} --model smollm2 --concept character/harry-potter "
         "--forget examples/harry-potter/forget.jsonl --retain examples/harry-potter/retain.jsonl "
         f"--gate examples/harry-potter/steer.safetensors --out harry-potter-{_name}.safetensors",
-    )(_fit)
+    )(_subspace)
 for _name, _fit in (
     ("safree", safree),
     ("nearest", nearest),
