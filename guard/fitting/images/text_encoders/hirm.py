@@ -64,10 +64,11 @@ class Hirm:
         """`[tokens, width]`, from the bare representation `[1, tokens, width]`."""
         if self.variant == "S":
             return bare[0].float()
-        direction = torch.rand(bare.shape[1:], generator=generator).to(bare.device)
+        direction: Tensor = torch.rand(bare.shape[1:], generator=generator).to(bare.device)
         direction = direction / direction.norm() * len(direction) ** 0.5
         length: Tensor = self.size * bare.float().norm(dim=-1).mean()
-        return length * direction
+        target: Tensor = length * direction
+        return target
 
 
 def category_of(concept: Concept) -> str:
