@@ -41,6 +41,7 @@ class FewShot:
     def loss(self, lesson: Lesson) -> Loss:
         images = lesson.images(lesson.phrases, self.images)
         predict = bare(lesson.family)
+        _, views = images.views(1, lesson.generator)
 
         def error(text: Conditioning) -> Tensor:
             prediction = predict(views.inputs, views.timesteps, text)
@@ -55,7 +56,6 @@ class FewShot:
             erased = ((bound - error(lesson.edited(prompts))) / bound).relu().mean()
             return erased + self.keep * moved(lesson, lesson.sample(lesson.keeping, self.batch))
 
-        _, views = images.views(1, lesson.generator)
         return loss
 
 

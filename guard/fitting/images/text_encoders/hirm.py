@@ -66,7 +66,8 @@ class Hirm:
             return bare[0].float()
         direction = torch.rand(bare.shape[1:], generator=generator).to(bare.device)
         direction = direction / direction.norm() * len(direction) ** 0.5
-        return self.size * bare.float().norm(dim=-1).mean() * direction
+        length: Tensor = self.size * bare.float().norm(dim=-1).mean()
+        return length * direction
 
 
 def category_of(concept: Concept) -> str:
