@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.evaluation.m_erasure.denoising import bare
+from guard.evaluation.m_erasure.denoising import Views, bare
 from guard.fitting.images.text_encoders.blocks import Block
 from guard.fitting.images.text_encoders.fit import Lesson, Loss
 from guard.fitting.images.text_encoders.images import ImageSettings
@@ -42,20 +42,18 @@ class FewShot:
         images = lesson.images(lesson.phrases, self.images)
         predict = bare(lesson.family)
 
-        def error(text: Conditioning) -> Tensor:
+        def error(views: Views, text: Conditioning) -> Tensor:
             prediction = predict(views.inputs, views.timesteps, text)
             return (prediction - views.truth).square().flatten(1).mean(1)
 
         def loss(_update: int) -> Tensor:
-            nonlocal views
             _, views = images.views(self.batch, lesson.generator)
             prompts = lesson.sample(lesson.asking, self.batch)
             with torch.no_grad():
-                bound = self.bound * error(lesson.bare(prompts))
-            erased = ((bound - error(lesson.edited(prompts))) / bound).relu().mean()
+                bound = self.bound * error(views, lesson.bare(prompts))
+            erased = ((bound - error(views, lesson.edited(prompts))) / bound).relu().mean()
             return erased + self.keep * moved(lesson, lesson.sample(lesson.keeping, self.batch))
 
-        _, views = images.views(1, lesson.generator)
         return loss
 
 

@@ -65,8 +65,9 @@ class Hirm:
         if self.variant == "S":
             return bare[0].float()
         direction = torch.rand(bare.shape[1:], generator=generator).to(bare.device)
-        direction = direction / direction.norm() * len(direction) ** 0.5
-        return self.size * bare.float().norm(dim=-1).mean() * direction
+        length = self.size * bare.float().norm(dim=-1).mean() * len(direction) ** 0.5
+        target: Tensor = length * direction / direction.norm()
+        return target
 
 
 def category_of(concept: Concept) -> str:
