@@ -52,18 +52,6 @@ class FewShot:
             with torch.no_grad():
                 bound = self.bound * error(views, lesson.bare(prompts))
             erased = ((bound - error(views, lesson.edited(prompts))) / bound).relu().mean()
-            return erased + self.keep * moved(lesson, lesson.sample(lesson.keeping, self.batch))
+            return erased + self.keep * lesson.moved(lesson.sample(lesson.keeping, self.batch))
 
         return loss
-
-
-def moved(lesson: Lesson, prompts: Sequence[str]) -> Tensor:
-    """How far prompts' states move, over how far they lie from their mean: a scalar."""
-    before, after = lesson.bare(prompts), lesson.edited(prompts)
-    parts = []
-    for stream, states in before.states.items():
-        real = before.masks[stream]
-        change = (after.states[stream] - states)[real].float()
-        spread = states[real].float()
-        parts.append(change.square().sum() / (spread - spread.mean(0)).square().sum())
-    return torch.stack(parts).mean()
