@@ -4,7 +4,7 @@
         --guards examples/harry-potter/steer.safetensors [--split validation] [--ways ...] [--out F]
 
 The questions are those of the topic that the bare model answers with the fact. For each way it
-prints loops, leaks, repeated sentences and perplexity, how many answers end with the policy's
+prints loops, leaks and perplexity, how many answers end with the policy's
 message, and with which token a client of a stream reads the first text. Whether a sentence breaks
 must be read: `--out` writes every answer.
 
@@ -31,10 +31,10 @@ import torch
 from guard.artifact import Artifact
 from guard.commands.guards import POLICY, artifacts_of, config_of
 from guard.config.schema import ModelConfig
-from guard.data.prompts import ForgetPrompt, PairedAnswers, in_split, read_rows
+from guard.data.prompts import ForgetPrompt, PairedAnswers, Split, in_split, read_rows
 from guard.evaluation.fluency import loops, perplexity
 from guard.evaluation.shares import Share
-from guard.fitting.steering.directions import POSITIONS, directions
+from guard.fitting.steering.directions import POSITIONS, SCHEDULE, directions
 from guard.models.chat import TransformersChat
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.reporting.progress import Stages, stages
@@ -61,7 +61,7 @@ TRUTHFUL = (
     "That is a topic that I cannot say anything about.",
 )
 ALONG = " along the truthful direction"
-HANDED_OVER = (1.0,) * POSITIONS
+HANDED_OVER = SCHEDULE[:POSITIONS]
 """Share of a direction at the first tokens; behind them the model decodes plainly."""
 
 
@@ -134,12 +134,13 @@ class Guards:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its prompt, whether a guard fires on it, and the bare answer."""
+    """A question, its prompt, the bare answer where it was asked for, and whether a guard fires on
+    the question."""
 
     row: ForgetPrompt
     prompt: Prompt
-    fired: bool
-    bare: Answer
+    bare: Answer | None
+    fired: bool = False
 
 
 class Bench:
@@ -158,16 +159,21 @@ class Bench:
         with self._engine(HiddenBank()) as engine:
             plain = [RowStart(prompt, (), RowSampling()) for prompt in prompts]
             bare = self._answers(engine, plain, "bare")
-        pairs = zip(rows, prompts, bare, strict=True)
-        known = [each for each in pairs if each[0].leaks(self._chat.text(each[2].tokens))]
+        return [
+            Asked(row, prompt, answer)
+            for row, prompt, answer in zip(rows, prompts, bare, strict=True)
+            if row.leaks(self._chat.text(answer.tokens))
+        ]
+
+    def read(self, asked: Sequence[Asked]) -> list[Asked]:
+        """The same, with what guards say to the questions."""
         carried = self._guards.plan.rows()
         with self._engine(self._guards.bank) as engine:
-            starts = [RowStart(prompt, carried, RowSampling()) for _, prompt, _ in known]
+            starts = [RowStart(each.prompt, carried, RowSampling()) for each in asked]
             first = self._answers(engine, starts, "questions", most=1)
-        fired = [any(reading.position == 0 for reading in one.readings.values()) for one in first]
         return [
-            Asked(row, prompt, fires, answer)
-            for (row, prompt, answer), fires in zip(known, fired, strict=True)
+            replace(each, fired=any(r.position == 0 for r in one.readings.values()))
+            for each, one in zip(asked, first, strict=True)
         ]
 
     def under(
@@ -276,20 +282,24 @@ def measure(
     chat: TransformersChat,
     guards: Guards,
     rows: Sequence[ForgetPrompt],
-    split: str,
+    split: Split,
     ways: Sequence[str],
     tokens: int,
     progress: Stages,
+    *,
+    unknown_too: bool,
 ) -> list[dict[str, Any]]:
     """The figures of each way, and its answers."""
     bench = Bench(chat, guards, tokens, progress)
-    asked = bench.known(in_split(rows, split))
+    chosen = in_split(rows, split)
+    every = [Asked(row, chat.prompt(row.prompt), None) for row in chosen]
+    asked = bench.read(every if unknown_too else bench.known(chosen))
     bank = guards.bank
     if any(WAYS[name].truthful is not None for name in ways):
         bank = guards.with_truthful(truthful(chat, in_split(rows, "train"), progress))
     results = []
-    every = bench.under([WAYS[name] for name in ways], asked, bank)
-    for name, given in zip(ways, every, strict=True):
+    by_way = bench.under([WAYS[name] for name in ways], asked, bank)
+    for name, given in zip(ways, by_way, strict=True):
         way = WAYS[name]
         texts = [bench.text(each) for each in given]
         firsts = [
@@ -297,7 +307,9 @@ def measure(
             for each, answer in zip(asked, given, strict=True)
         ]
         plain = [
-            bench.first_text(way, each.bare.tokens, each.prompt, steered=False) for each in asked
+            bench.first_text(way, each.bare.tokens, each.prompt, steered=False)
+            for each in asked
+            if each.bare is not None
         ]
         results.append(
             {
@@ -309,7 +321,7 @@ def measure(
                 "message": sum(bool(answer.message) for answer in given),
                 "message alone": sum(not answer.tokens for answer in given),
                 "perplexity": perplexity(chat, [answer.tokens for answer in given]),
-                "first text, bare": statistics.median(plain),
+                "first text, bare": statistics.median(plain) if plain else None,
                 "first text, guarded": statistics.median(firsts),
                 "answers": [
                     {
@@ -342,6 +354,11 @@ def main() -> None:
     parser.add_argument("--ways", default="", help=f"all if left out: {', '.join(WAYS)}; with ;")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     parser.add_argument("--limit", type=int, help="questions, evenly of the split")
+    parser.add_argument(
+        "--unknown-too",
+        action="store_true",
+        help="also questions that the bare model, which is not asked then, cannot answer",
+    )
     parser.add_argument("--out", type=Path, help="a file of JSON for all answers")
     options = parser.parse_args()
     ways = [way.strip() for way in options.ways.split(";") if way.strip()] or list(WAYS)
@@ -355,7 +372,16 @@ def main() -> None:
     chat = TransformersChat.load(options.model)
     with stages() as progress:
         guards = Guards.of(artifacts_of(options.guards), chat)
-        results = measure(chat, guards, rows, options.split, ways, options.tokens, progress)
+        results = measure(
+            chat,
+            guards,
+            rows,
+            options.split,
+            ways,
+            options.tokens,
+            progress,
+            unknown_too=options.unknown_too,
+        )
     if options.out:
         options.out.write_text(json.dumps(results, indent=1, default=str), "utf-8")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")

@@ -118,8 +118,9 @@ class _Screens:
         """Whether each classifier fires on each text, `[texts, classifiers]`."""
         rows = []
         for text in texts:
-            encoded = self._encoder.encode(readings(text))
-            scores = encoded.windows.highest(self._heads.scores(encoded.embeddings))
+            encoded = self._encoder.encode(readings(text), sentences=self._heads.reads_sentences)
+            by_window = self._heads.scores(encoded.embeddings, encoded.windows.sentence)
+            scores = encoded.windows.highest(by_window)
             rows.append(np.nan_to_num(scores, nan=1.0).max(0) >= self._thresholds)
         return np.array(rows).reshape(len(texts), len(self._names))
 

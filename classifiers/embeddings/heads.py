@@ -12,6 +12,10 @@ stacked into one matrix, and each head continues from its columns.
 A logit becomes a probability by a temperature (Guo et al. 2017, arXiv 1706.04599) or by a table
 between whose points it is interpolated (isotonic regression). Both rise strictly over
 the range of possible logits, so that they keep the order of scores.
+
+Where a head reads single sentences of a text too, it has another direction for them, with a bias
+by which one threshold holds for both: a text has many sentences, any of which may score high by
+chance.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from numpy.typing import NDArray
 
 Kind = Literal["logistic", "mlp", "prototype"]
 Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
 Tensors = Mapping[str, Floats]
 
 _PARTS: Mapping[Kind, tuple[str, ...]] = {
@@ -33,6 +38,7 @@ _PARTS: Mapping[Kind, tuple[str, ...]] = {
     "prototype": ("unsafe", "benign"),
 }
 _TABLE = ("table_logits", "table_chances")
+_SENTENCE = "sentence"
 _FIRST = "first_"
 """How the tensors of a first stage begin, which is no part of the head."""
 
@@ -45,6 +51,8 @@ class EmbeddingHead:
     `hidden_bias [d]`, `out [d]`, `bias [1]`; of a prototype head: `unsafe [k, width]`,
     `benign [m, width]`. `table` is `[2, points]`, a row of logits and a row of their
     probabilities; without it `temperature` calibrates. `sharpness` belongs to prototypes.
+    `sentence [width + 1]` are the direction and the bias by which single sentences are read;
+    without it they are not.
     """
 
     kind: Kind
@@ -52,6 +60,7 @@ class EmbeddingHead:
     temperature: float = 1.0
     table: Floats | None = None
     sharpness: float = 1.0
+    sentence: Floats | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -93,7 +102,8 @@ class EmbeddingHead:
     def tensors(self) -> dict[str, Floats]:
         """The tensors of the artifact; `settings` has the rest."""
         table = {} if self.table is None else dict(zip(_TABLE, self.table, strict=True))
-        return {**self.parts, **table}
+        sentence = {} if self.sentence is None else {_SENTENCE: self.sentence}
+        return {**self.parts, **table, **sentence}
 
     def settings(self) -> dict[str, Any]:
         """The JSON that `from_tensors` needs beside the tensors."""
@@ -121,6 +131,7 @@ class EmbeddingHead:
             )
         names = {*_PARTS[kind], *(_TABLE if calibration == "isotonic" else ())}
         tensors = {name: tensors[name] for name in tensors if not name.startswith(_FIRST)}
+        sentence = tensors.pop(_SENTENCE, None)
         if set(tensors) != names:
             raise ValueError(
                 f"a {kind} head with {calibration} calibration holds {', '.join(sorted(names))}, "
@@ -138,6 +149,7 @@ class EmbeddingHead:
             temperature=_number(settings, "temperature"),
             table=table,
             sharpness=_number(settings, "sharpness"),
+            sentence=sentence,
         )
 
 
@@ -151,8 +163,13 @@ class Fitted(Protocol):
 class EmbeddingScores(Protocol):
     """What the methods of screens make of their guards: scores of embeddings."""
 
-    def scores(self, embeddings: Floats) -> Floats:
-        """Probabilities `[n, guards]`, float32, of `embeddings [n, width]`."""
+    @property
+    def reads_sentences(self) -> bool:
+        """Whether any of them reads single sentences of a text too."""
+
+    def scores(self, embeddings: Floats, sentence: Flags | None = None) -> Floats:
+        """Probabilities `[n, guards]`, float32, of `embeddings [n, width]`; `sentence [n]` marks
+        those of single sentences."""
 
 
 class EmbeddingHeads:
@@ -168,21 +185,28 @@ class EmbeddingHeads:
         self._heads = tuple(heads)
         self._directions = np.concatenate([head.directions for head in heads]).T.copy()
         self._ends = np.cumsum([len(head.directions) for head in heads])[:-1]
+        self.reads_sentences = any(head.sentence is not None for head in heads)
+        self._sentence = np.stack([_sentence(head) for head in heads], axis=1)
 
     def __len__(self) -> int:
         return len(self._heads)
 
-    def logits(self, embeddings: Floats) -> Floats:
-        """Logits `[n, heads]` of `embeddings [n, width]`, before calibration."""
+    def logits(self, embeddings: Floats, sentence: Flags | None = None) -> Floats:
+        """Logits `[n, heads]` of `embeddings [n, width]`, before calibration. `sentence [n]` marks
+        those of single sentences; where a head does not read them, they are -infinity."""
         if embeddings.ndim != 2 or embeddings.shape[1] != self.width:
             raise ValueError(f"embeddings must be [n, {self.width}], not {embeddings.shape}")
         columns = np.split(embeddings @ self._directions, self._ends, axis=1)
         pairs = zip(self._heads, columns, strict=True)
-        return np.stack([head.logits(projected) for head, projected in pairs], axis=1)
+        logits = np.stack([head.logits(projected) for head, projected in pairs], axis=1)
+        if sentence is not None and sentence.any():
+            logits[sentence] = embeddings[sentence] @ self._sentence[:-1] + self._sentence[-1]
+        return logits
 
-    def scores(self, embeddings: Floats) -> Floats:
-        """Probabilities `[n, heads]`, float32, of `embeddings [n, width]`."""
-        pairs = zip(self._heads, self.logits(embeddings).T, strict=True)
+    def scores(self, embeddings: Floats, sentence: Flags | None = None) -> Floats:
+        """Probabilities `[n, heads]`, float32, of `embeddings [n, width]`, of which `sentence [n]`
+        marks those of single sentences."""
+        pairs = zip(self._heads, self.logits(embeddings, sentence).T, strict=True)
         return np.stack([head.probabilities(logits) for head, logits in pairs], axis=1)
 
 
@@ -194,6 +218,15 @@ def stack(guards: Sequence[Fitted], device: Any = "cpu") -> EmbeddingHeads:
     return EmbeddingHeads(
         [EmbeddingHead.from_tensors(guard.tensors, guard.settings) for guard in guards]
     )
+
+
+def _sentence(head: EmbeddingHead) -> Floats:
+    """The direction and the bias of a head for single sentences."""
+    if head.sentence is not None:
+        return head.sentence
+    never = np.zeros(head.width + 1, np.float32)
+    never[-1] = -np.inf
+    return never
 
 
 def _check(head: EmbeddingHead) -> None:
@@ -213,6 +246,11 @@ def _check(head: EmbeddingHead) -> None:
         value = getattr(head, name)
         if not 0 < value < np.inf:
             raise ValueError(f"{name} of a head must be above zero, not {value}")
+    if head.sentence is not None:
+        if head.sentence.shape != (width + 1,):
+            raise ValueError(f"{_SENTENCE} must be [{width + 1}], not {head.sentence.shape}")
+        if not np.isfinite(head.sentence).all():
+            raise ValueError(f"the tensor {_SENTENCE} is not finite: fit it again")
     if head.table is not None:
         _check_table(head.table)
 

@@ -23,6 +23,10 @@ _PROTOTYPES = 24
 _SHARPNESS = 16.0
 _DAMPING = 10.0
 """The inverse of the ridge penalty. Embeddings have unit length, so the weights must be large."""
+_SENTENCE_DAMPING = 3.0
+"""As _DAMPING, of single sentences."""
+_SENTENCES = 4.0
+"""How much all benign sentences weigh beside all windows of benign texts."""
 _RIDGE = 1.0
 """The ridge penalty of a first stage."""
 
@@ -45,6 +49,25 @@ def train(
     return _prototypes(embeddings, unsafe, balanced, seed)
 
 
+def train_sentence(
+    embeddings: Floats, unsafe: Flags, sentence: Flags, weights: NDArray[np.float64]
+) -> Floats:
+    """The direction and the bias `[width + 1]` of a logit of single sentences: a logistic head that
+    learns from windows and, marked by `sentence [n]`, from sentences of benign texts.
+
+    Which sentence of an unsafe text says what is unsafe is not known: leave them out.
+    """
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+
+    weights = weights.copy()
+    if sentence.any():
+        weights[sentence] *= _SENTENCES * weights[~unsafe & ~sentence].sum()
+        weights[sentence] /= weights[sentence].sum()
+    regression = LogisticRegression(C=_SENTENCE_DAMPING, max_iter=2000)
+    fitted = regression.fit(embeddings, unsafe, _balanced(unsafe, weights))
+    return np.concatenate([fitted.coef_[0], fitted.intercept_]).astype(np.float32)
+
+
 def first_stage(
     static: Floats,
     logits: Floats,
@@ -55,7 +78,7 @@ def first_stage(
     """A first stage that estimates a head's `logits [n]` from static embeddings `[n, width]`: a
     ridge regression in which both classes weigh the same. Its cut clears nothing yet; `known
     [vocabulary]` are the tokens of its texts."""
-    from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
+    from sklearn.linear_model import Ridge
 
     mean = static.mean(axis=0)
     centred = static - mean

@@ -1,8 +1,8 @@
 """Scores of texts: a first stage clears what is clearly benign, the encoder reads the rest.
 
-The unit is the window, as for the encoder alone: a text whose windows are all clear is not encoded,
-of others only the windows that are not. What is disguised, or cannot be read, has every window
-encoded: words that nobody sees cannot be clear.
+The unit is the window, as for the encoder alone, or the single sentence: a text whose windows and
+sentences are all clear is not encoded, of others only those that are not. What is disguised, or
+cannot be read, has every window encoded: words that nobody sees cannot be clear.
 """
 
 from __future__ import annotations
@@ -55,12 +55,16 @@ class Cascade:
         """The scores of each text, the highest of its readings and of their windows."""
         counts = [len(text.readings) for text in texts]
         starts = np.cumsum([0, *counts])
-        windows = self._encoder.windows([reading for text in texts for reading in text.readings])
+        windows = self._encoder.windows(
+            [reading for text in texts for reading in text.readings],
+            sentences=self.heads.reads_sentences,
+        )
         ends = np.searchsorted(windows.text, starts)  # of the windows of each text
         clear = np.zeros(len(windows.ids), bool)
         estimates = None
         if self.first is not None and any(text.heads for text in texts):
-            estimates = self.first.estimates(self._encoder.words.means(windows.ids), windows.ids)
+            static = self._encoder.words.means(windows.ids)
+            estimates = self.first.estimates(static, windows.ids)
             for index, text in enumerate(texts):
                 if text.heads and len(text.readings) == 1:
                     own = slice(ends[index], ends[index + 1])
@@ -69,7 +73,7 @@ class Cascade:
         embeddings = self._encoder.embed(
             [ids for ids, is_clear in zip(windows.ids, clear, strict=True) if not is_clear]
         )
-        by_head = self.heads.scores(embeddings)
+        by_head = self.heads.scores(embeddings, windows.sentence[~clear])
         scores = np.empty((len(clear), by_head.shape[1]), np.float32)
         scores[~clear] = by_head
         if self.first is not None and estimates is not None:

@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from steering.methods import method_named
 from steering.methods.fitted import FittedGuard
 
 TOKENS = 48
+TOGETHER = 32
+"""Prompts that are answered between two writes."""
 RECORDED = 64
 """Prompts of the train split of each kind on which changes are cut."""
 
@@ -46,25 +48,37 @@ class Measurement:
     far: Sequence[RetainPrompt]
     near: Sequence[RetainPrompt]
     progress: Stages
-    bare: dict[str, str]
+    kept: dict[str, dict[str, str]]
+    """The answers so far, by the guard's name ("" for none) and prompt."""
     every: int
     """Of the far and near prompts, each `every`-th one is asked where all are guarded."""
+    keep: Callable[[], None] = lambda: None
+    """Writes the answers so far."""
 
     def answers(
-        self, prompts: Sequence[str], what: str, guard: Artifact | None = None
+        self, prompts: Sequence[str], name: str = "", guard: Artifact | None = None
     ) -> dict[str, str]:
         """By prompt, with the guard firing on all of them."""
-        if not prompts:
-            return {}
+        kept = self.kept.setdefault(name, {})
         bank, guards = HiddenBank(), []
         if guard is not None:
             bank = _bank(guard)
             strength = FittedGuard("g", guard.tensors, guard.meta.settings).number("strength")
             guards = [RowGuard("g", -math.inf, strength)]
-        replies = self.chat.answer(
-            prompts, max_tokens=TOKENS, what=what, progress=self.progress, bank=bank, guards=guards
-        )
-        return {prompt: reply.text for prompt, reply in zip(prompts, replies, strict=True)}
+        missing = [prompt for prompt in prompts if prompt not in kept]
+        for first in range(0, len(missing), TOGETHER):
+            some = missing[first : first + TOGETHER]
+            replies = self.chat.answer(
+                some,
+                max_tokens=TOKENS,
+                what=f"answers {first} of {len(missing)}, {name or 'bare'}",
+                progress=self.progress,
+                bank=bank,
+                guards=guards,
+            )
+            kept |= {prompt: reply.text for prompt, reply in zip(some, replies, strict=True)}
+            self.keep()
+        return {prompt: kept[prompt] for prompt in prompts}
 
     def fired(self, guard: Artifact) -> set[str]:
         """The test prompts on which it fires, by the states up to the layer where it decides."""
@@ -81,46 +95,42 @@ class Measurement:
         return {text for text, score in zip(texts, scores, strict=True) if score > threshold}
 
     def figures(
-        self, guard: Artifact, fired: set[str], *, published: bool
+        self, name: str, guard: Artifact, fired: set[str], *, published: bool
     ) -> dict[str, Mapping[str, Any]]:
         """The figures gated, and as published where that is asked for."""
         known = [row.prompt for row in self.forget]
-        sampled = [row.prompt for row in (*self.far[:: self.every], *self.near[:: self.every])]
+        far, near = self.far[:: self.every], self.near[:: self.every]
         hit = [row.prompt for row in (*self.far, *self.near) if row.prompt in fired]
-        asked = [*dict.fromkeys([*known, *hit, *(sampled if published else ())])]
-        if not published:
-            asked = [prompt for prompt in asked if prompt in fired]
         silent = [prompt for prompt in known if prompt not in fired]
-        needed = dict.fromkeys([*silent, *hit, *(sampled if published else ())])
-        missing = [prompt for prompt in needed if prompt not in self.bare]
-        self.bare |= self.answers(missing, "bare answers")
-        guarded = self.answers(asked, "guarded answers", guard)
-        of_gate = {p: guarded[p] if p in fired else self.bare[p] for p in known}
-        result = {"gated": self._row(of_gate, guarded, fired, self.far, self.near)}
+        sampled = [row.prompt for row in (*far, *near)] if published else []
+        bare = self.answers([*dict.fromkeys([*silent, *hit, *sampled])])
+        under = [p for p in known if published or p in fired]
+        guarded = self.answers([*dict.fromkeys([*under, *hit, *sampled])], name, guard)
+        gated = bare | {prompt: guarded[prompt] for prompt in guarded if prompt in fired}
+        result = {"gated": self._row(gated, bare, self.far, self.near)}
         if published:
-            everywhere = {p: guarded[p] for p in known}
-            result["published"] = self._row(
-                everywhere, guarded, set(asked), self.far[:: self.every], self.near[:: self.every]
-            )
+            result["published"] = self._row(guarded, bare, far, near)
         return result
 
     def _row(
         self,
         answers: Mapping[str, str],
-        guarded: Mapping[str, str],
-        fired: set[str],
+        bare: Mapping[str, str],
         far: Sequence[RetainPrompt],
         near: Sequence[RetainPrompt],
     ) -> Mapping[str, Any]:
-        def same(rows: Sequence[RetainPrompt]) -> Share:
-            changed = (r.prompt in fired and guarded[r.prompt] != self.bare[r.prompt] for r in rows)
-            return Share.of([not each for each in changed])
+        """Shares of prompts; one without an answer of its own has the bare one."""
 
+        def same(rows: Sequence[RetainPrompt]) -> Share:
+            return Share.of([answers.get(r.prompt) == bare.get(r.prompt) for r in rows])
+
+        asked = [answers[row.prompt] for row in self.forget]
+        leaks = [row.leaks(answer) for row, answer in zip(self.forget, asked, strict=True)]
         shares = {
-            "leaks": Share.of([row.leaks(answers[row.prompt]) for row in self.forget]),
+            "leaks": Share.of(leaks),
             "far identical": same(far),
             "near identical": same(near),
-            "loops": Share.of([loops(answer) for answer in answers.values()]),
+            "loops": Share.of([loops(answer) for answer in asked]),
         }
         return {name: [share.count, share.total] for name, share in shares.items()}
 
@@ -176,7 +186,11 @@ def main() -> None:
     retain = in_split(read_rows(arguments.prompts / "retain.jsonl", RetainPrompt), "test")
     out = arguments.erasers / "measured.json"
     kept: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    kept = {"bare": {}, "fired": {}, "figures": {}} | kept
+    kept = {"answers": {}, "fired": {}, "figures": {}} | kept
+
+    def keep() -> None:
+        out.write_text(json.dumps(kept, indent=1))
+
     with stages() as progress:
         run = Measurement(
             chat,
@@ -184,8 +198,9 @@ def main() -> None:
             [row for row in retain if not row.near],
             [row for row in retain if row.near],
             progress,
-            kept["bare"],
+            kept["answers"],
             arguments.every,
+            keep,
         )
         shipped = Artifact.load(arguments.prompts / "steer.safetensors")
         gate = PromptGate.of_artifact(shipped, chat)
@@ -207,13 +222,13 @@ def main() -> None:
             )
             if of_gate not in kept["fired"]:
                 kept["fired"][of_gate] = sorted(run.fired(guard))
-                out.write_text(json.dumps(kept, indent=1))
+                keep()
             fired = {*kept["fired"][of_gate]}
             began = time.process_time()
             published = path.suffix != ".safetensors" and not arguments.as_read
-            kept["figures"][name] = run.figures(guard, fired, published=published)
+            kept["figures"][name] = run.figures(name, guard, fired, published=published)
             kept["figures"][name]["took_s"] = round(time.process_time() - began, 1)
-            out.write_text(json.dumps(kept, indent=1))
+            keep()
             print(name, kept["figures"][name], flush=True)
 
 

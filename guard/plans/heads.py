@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from classifiers.embeddings.first_stage import FirstStage, FirstStages
-from classifiers.embeddings.heads import EmbeddingHead, EmbeddingScores, Floats
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingScores, Flags, Floats
 from guard.artifact import Artifact
 from guard.config.policy_schema import PLACES, Place
 from guard.config.schema import GuardConfig
@@ -73,9 +73,16 @@ class Heads:
         )
         self.first = _first_stages(self.all, stages, facts)
 
-    def scores(self, embeddings: Floats) -> Floats:
-        """Probabilities `[n, heads]`, float32, of `embeddings [n, width]`."""
-        return np.concatenate([stack.scores(embeddings) for stack in self._stacks], axis=1)
+    @property
+    def reads_sentences(self) -> bool:
+        """Whether any head reads single sentences of a text too."""
+        return any(stack.reads_sentences for stack in self._stacks)
+
+    def scores(self, embeddings: Floats, sentence: Flags | None = None) -> Floats:
+        """Probabilities `[n, heads]`, float32, of `embeddings [n, width]`, of which `sentence [n]`
+        marks those of single sentences."""
+        scores = [stack.scores(embeddings, sentence) for stack in self._stacks]
+        return np.concatenate(scores, axis=1)
 
 
 def _first_stages(

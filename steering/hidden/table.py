@@ -73,6 +73,8 @@ class Table(GuardedRows):
         self._steering = np.zeros(capacity, bool)
         # rows whose next token has been read before, which must not count twice
         self._again = np.zeros(capacity, bool)
+        self._mask: Tensor | None = None
+        self._fresh: Tensor | None = None
         self.senses = self.acts = False
         """Whether the current forward has any row to sense, any row to act on."""
 
@@ -196,7 +198,7 @@ class Table(GuardedRows):
         self._rows, self._host_rows, self._mask = self._on_device(rows), rows, mask
         self._image, self._earlier = image, earlier
         self._prompt, self._ends = mask is not None, ends
-        self._fresh: Tensor | None = None
+        self._fresh = None
         if not self._prompt and self._again[rows].any():
             self._fresh = torch.from_numpy(~self._again[rows]).to(self.bank.device)[:, None]
             self._again[rows] = False

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.conformance import scripted_model
 from tests.conformance.clients import CLIENTS
 from tests.conformance.report import OK, Cell, failures, write_page
 from tests.conformance.seen import NONE, PRIVATE, Wrong
@@ -68,8 +69,13 @@ def test_what_is_right_passes() -> None:
     blocked(seen({"text": "", "finish": "content_filter"}))
 
 
-def at(result: dict[str, Any], verdicts: list[dict[str, Any]] | None = None) -> At:
-    return At(CHAT, NONE, result, lambda: verdicts or [])
+def at(
+    result: dict[str, Any],
+    verdicts: list[dict[str, Any]] | None = None,
+    *,
+    is_scripted: bool = False,
+) -> At:
+    return At(CHAT, NONE, result, lambda: verdicts or [], is_scripted)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +101,9 @@ def test_what_is_not_right_of_a_served_model_is_seen(check: Any, result: dict[st
 
 def test_what_is_right_of_a_served_model_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     served_features.answered(at({"text": "x", "finish": "length", "tokens": 9}))
+    served_features.answered(at({"text": scripted_model.GREETING}, is_scripted=True))
+    with pytest.raises(Wrong):
+        served_features.answered(at({"text": scripted_model.GREETING[1:]}, is_scripted=True))
     mail = {"to": "a", "text": "b", "copies": 1}
     served_features.called(at({"name": "send_mail", "arguments": mail}))
     served_features.embedded(at({"vector": [0.6, 0.8]}))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from classifiers.embeddings.encoders import PROVIDERS, open_session
 from classifiers.text.encoder.card import GRAPH, TOKENIZER, EncoderCard
+from classifiers.text.encoder.sentences import sentence_ranges
 from classifiers.text.encoder.words import WordVectors
 
 WINDOW = 128
@@ -36,12 +37,14 @@ class Windows:
     """The windows of some texts: `ids` are the token ids of each, without [CLS] and [SEP].
 
     `text [windows]` has the index of the text of each window, in the order of texts and then of
-    windows. `too_long` are the indices of texts with more than MOST_WINDOWS windows, which have
-    none here.
+    windows. `sentence [windows]` marks those that are a single sentence of the text or a piece of
+    one, behind the windows that cover the text. `too_long` are the indices of texts with more than
+    MOST_WINDOWS windows, which have none here.
     """
 
     ids: Sequence[Sequence[int]]
     text: NDArray[np.intp]
+    sentence: NDArray[np.bool_]
     texts: int
     too_long: tuple[int, ...]
 
@@ -126,13 +129,13 @@ class TextEncoder:
         """The table of word vectors that the graph begins with."""
         return WordVectors.read(self._graph)
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """Embeddings of all windows of `texts`; an empty text has one window.
+    def encode(self, texts: Sequence[str], *, sentences: bool = False) -> Encoded:
+        """Embeddings of all windows of `texts`, and of their sentences where these are asked for.
 
         The embeddings of a text do not depend on the other texts (up to 1e-4 where the graph takes
         several rows at once).
         """
-        windows = self.windows(texts)
+        windows = self.windows(texts, sentences=sentences)
         return Encoded(self.embed(windows.ids), windows)
 
     def tokens(self, text: str) -> list[int]:
@@ -145,33 +148,52 @@ class TextEncoder:
         """The number of token ids."""
         return int(self._tokenizer.get_vocab_size())
 
-    def windows(self, texts: Sequence[str]) -> Windows:
-        """The windows of `texts`; an empty text has one."""
+    def windows(self, texts: Sequence[str], *, sentences: bool = False) -> Windows:
+        """The windows of `texts`, of which an empty text has one, and their sentences."""
         # one by one: the tokenizer would encode a batch in as many threads as there are cores
-        return self.windows_of([self.tokens(text) for text in texts])
+        encodings = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        ids = [encoding.ids for encoding in encodings]
+        if not sentences:
+            return self.windows_of(ids)
+        pairs = zip(texts, encodings, strict=True)
+        return self.windows_of(ids, [sentence_ranges(text, each.offsets) for text, each in pairs])
 
-    def windows_of(self, texts: Sequence[Sequence[int]]) -> Windows:
-        """As `windows`, of token ids as `tokens` gives them."""
+    def windows_of(
+        self, texts: Sequence[Sequence[int]], sentences: Sequence[Sequence[range]] | None = None
+    ) -> Windows:
+        """As `windows`, of token ids as `tokens` gives them, and the places of their sentences."""
         ids_of_windows: list[list[int]] = []
         owners: list[int] = []
+        sentence: list[bool] = []
         too_long = []
         for index, ids in enumerate(texts):
             starts = window_starts(len(ids))
             if len(starts) > MOST_WINDOWS:
                 too_long.append(index)
                 continue
-            ids_of_windows += [[*ids[start : start + WINDOW - 2]] for start in starts]
-            owners += [index] * len(starts)
-        return Windows(ids_of_windows, np.asarray(owners, np.intp), len(texts), tuple(too_long))
+            ranges = [range(start, start + WINDOW - 2) for start in starts]
+            apart = sentences[index] if sentences is not None else ()
+            ids_of_windows += [[*ids[at.start : at.stop]] for at in (*ranges, *apart)]
+            owners += [index] * (len(ranges) + len(apart))
+            sentence += [False] * len(ranges) + [True] * len(apart)
+        return Windows(
+            ids_of_windows,
+            np.asarray(owners, np.intp),
+            np.asarray(sentence, np.bool_),
+            len(texts),
+            tuple(too_long),
+        )
 
     def embed(self, windows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Embeddings `[windows, width]` of windows' token ids."""
-        rows = [[*self._first, *ids, self._last] for ids in windows]
+        """Embeddings `[windows, width]` of windows' token ids; what is said twice is read once."""
+        places: dict[tuple[int, ...], int] = {}
+        at = [places.setdefault(tuple(ids), len(places)) for ids in windows]
+        rows = [[*self._first, *ids, self._last] for ids in places]
         embeddings = np.empty((len(rows), self.width), np.float32)
         lengths = [len(row) for row in rows]
         for batch in batches(lengths) if self._padded else ([row] for row in range(len(rows))):
             embeddings[batch] = self._run([rows[row] for row in batch])
-        return embeddings
+        return embeddings[at]
 
     def _run(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         ids = np.zeros((len(rows), max(map(len, rows))), np.int32)

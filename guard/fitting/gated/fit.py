@@ -23,7 +23,7 @@ from guard.fitting.gated import subspaces
 from guard.fitting.gated.prompt_gate import PromptGate
 from guard.fitting.gated.subspaces import PromptStates
 from guard.fitting.judgement import HeldOut
-from guard.fitting.steering.asking import asked, prompt_of
+from guard.fitting.steering.asking import Row, asked, prompt_of
 from guard.fitting.steering.directions import Trial, answered_under, chosen
 from guard.fitting.steering.effort import sample
 from guard.fitting.steering.gate_search import GateRates, collect_states, share_over
@@ -140,7 +140,8 @@ def _read(
     others = sample(in_split(retain, "train"), RETAIN, rng)
     if len(about) < 2 or len(others) < 2:
         raise DataError("the train split needs two prompts to forget and two to retain, at least")
-    prompts = [prompt_of(chat, row) for row in (*about, *others)]
+    rows: tuple[Row, ...] = (*about, *others)
+    prompts = [prompt_of(chat, row) for row in rows]
     states = subspaces.read(chat, prompts, "reading prompts", progress)
     count = len(about)
     return (
@@ -161,7 +162,8 @@ def _signature_gate(
     """The score of a signature in standard deviations of those of the retain prompts of the
     validation split, which give the threshold."""
     held_out, known = in_split(retain, "validation"), in_split(forget, "validation")
-    prompts = [prompt_of(chat, row) for row in (*held_out, *known)]
+    rows: tuple[Row, ...] = (*held_out, *known)
+    prompts = [prompt_of(chat, row) for row in rows]
     states = collect_states(chat, prompts, [layer], "scoring prompts", progress)
     scores = states.pooled(states.score([0], signature[None]), POOL)
     others = scores[: len(held_out)]

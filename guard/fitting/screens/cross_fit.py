@@ -25,14 +25,17 @@ class HeadRecipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CrossFit:
-    """A head that learned from all examples of a fold, and its threshold.
+    """A head that learned from all examples of a fold, and its threshold; `border` is the
+    threshold's logit.
 
-    `scores [examples]` are by the head that did not learn from the example, NaN for held-out ones;
-    `usable` are the indices of those that are finite.
+    `logits` and `scores`, `[examples]`, are by the head that did not learn from the example, NaN
+    for held-out ones; `usable` are the indices of those that are finite.
     """
 
     head: EmbeddingHead
     threshold: float
+    border: float
+    logits: Floats
     scores: Floats
     usable: Indices
 
@@ -66,4 +69,5 @@ def cross_fit(
     advance(1)
     scores = head.probabilities(logits)
     threshold = threshold_on(examples, scores, usable, fpr, learn_only)
-    return CrossFit(head, threshold, scores, usable)
+    border = threshold_on(examples, logits, usable, fpr, learn_only)
+    return CrossFit(head, threshold, border, logits, scores, usable)

@@ -87,9 +87,11 @@ def with_near_misses(
 def _nearness(rows: Sequence[ScreenText], windows: TextWindows) -> NDArray[np.float32]:
     """The highest cosine of any window of a text with any of an example, `[texts]`."""
     unsafe = np.array([row.unsafe for row in rows])
-    examples: Floats = windows.embeddings[unsafe[windows.text] & windows.first]
+    whole = ~windows.sentence
+    examples: Floats = windows.embeddings[unsafe[windows.text] & windows.first & whole]
     nearness = np.full(len(rows), -1, np.float32)
-    np.maximum.at(nearness, windows.text, (windows.embeddings @ examples.T).max(axis=1))
+    found = (windows.embeddings[whole] @ examples.T).max(axis=1)
+    np.maximum.at(nearness, windows.text[whole], found)
     return nearness
 
 

@@ -50,7 +50,7 @@ def fit_first_stage(
     """The first stage of a `head` whose `threshold` is a probability; `folds` are those of its fit,
     -1 for held-out texts."""
     unsafe = np.array([example.unsafe for example in examples])
-    logits = EmbeddingHeads([head]).logits(windows.embeddings)[:, 0]
+    logits = EmbeddingHeads([head]).logits(windows.embeddings, windows.sentence)[:, 0]
     fires = head.probabilities(logits) > threshold
     # the encoder reads whatever has several readings
     told = windows.read_once
@@ -63,7 +63,7 @@ def fit_first_stage(
     targets = np.clip(logits, border - _BELOW, border + _ABOVE)
 
     def trained(texts: Indices) -> FirstStage:
-        chosen = windows.windows_of(texts)
+        chosen = windows.rows_of(texts)
         text = windows.text[chosen]
         weights = 1 / np.bincount(text)[text]
         known = np.zeros(windows.vocabulary, np.bool_)

@@ -9,7 +9,7 @@ that the rate holds on each. Held-out collections are for testing only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
@@ -33,6 +33,7 @@ from guard.fitting.screens.folds import (
     folds_of,
     require_enough,
 )
+from guard.fitting.screens.sentences import fit_sentences
 from guard.fitting.screens.windows import Readings, TextWindows, embed_windows
 from guard.reporting.progress import Stages
 
@@ -97,7 +98,12 @@ def fit_screen(
         )
     except ValueError as error:
         raise DataError(f"the texts of {concept} are not sufficient: {error}") from error
-    head, threshold, scores, usable = fitted.head, fitted.threshold, fitted.scores, fitted.usable
+    sentences = fit_sentences(
+        rows, windows, folds, fitted, recipe.fpr, recipe.learn_only, recipe.seed
+    )
+    head = replace(fitted.head, sentence=sentences.sentence)
+    threshold, usable = fitted.threshold, fitted.usable
+    scores = head.probabilities(np.maximum(fitted.logits, sentences.logits))
     unsafe_scores = scores[usable[unsafe[usable]]]
     held_out = np.flatnonzero(folds < 0)
     test, judged = None, usable
@@ -137,6 +143,7 @@ def fit_screen(
             "recall": float((unsafe_scores > threshold).mean()),
             "held_out": list(hold_out),
             "learn_only": list(recipe.learn_only),
+            "sentences": dict(sentences.figures),
             "first_stage": dict(first.figures),
             "tested": None if test is None else test.figures(),
         },

@@ -23,8 +23,9 @@ class TextWindows:
     width]`, their token `ids` out of a `vocabulary` of so many, and the index of their text,
     `text [windows]`.
 
-    `first` marks the windows of a text's first reading; training uses only these. `too_long
-    [texts]` marks texts with a reading that was not encoded.
+    `first` marks the windows of a text's first reading; training uses only these. `sentence` marks
+    those that are a single sentence of their text. `too_long [texts]` marks texts with a reading
+    that was not encoded.
     """
 
     embeddings: Floats
@@ -33,15 +34,16 @@ class TextWindows:
     vocabulary: int
     text: NDArray[np.intp]
     first: NDArray[np.bool_]
+    sentence: NDArray[np.bool_]
     too_long: NDArray[np.bool_]
 
     def logits(self, head: EmbeddingHead) -> Floats:
         """The highest logit of each text's windows, `[texts]`; NaN if the text is too long."""
-        return self.highest(EmbeddingHeads([head]).logits(self.embeddings)[:, 0])
+        return self.highest(EmbeddingHeads([head]).logits(self.embeddings, self.sentence)[:, 0])
 
     def scores(self, head: EmbeddingHead) -> Floats:
         """The highest probability of each text's windows, `[texts]`; NaN if it is too long."""
-        return self.highest(EmbeddingHeads([head]).scores(self.embeddings)[:, 0])
+        return self.highest(EmbeddingHeads([head]).scores(self.embeddings, self.sentence)[:, 0])
 
     @property
     def read_once(self) -> NDArray[np.bool_]:
@@ -50,8 +52,28 @@ class TextWindows:
         once[self.text[~self.first]] = False
         return once
 
+    @property
+    def by_itself(self) -> NDArray[np.bool_]:
+        """The sentences that other text may stand beside, `[windows]`: those of a text of several,
+        and a text that is one sentence."""
+        several = np.zeros(len(self.too_long), np.bool_)
+        several[self.text[self.sentence]] = True
+        return self.sentence | ~several[self.text]
+
+    @property
+    def tokens(self) -> NDArray[np.intp]:
+        """How many tokens the windows of a text have, `[texts]`: its length where it has one."""
+        lengths = np.array([len(ids) for ids in self.ids], np.intp)
+        whole = ~self.sentence
+        return np.bincount(self.text[whole], lengths[whole], len(self.too_long)).astype(np.intp)
+
     def windows_of(self, texts: NDArray[np.intp]) -> NDArray[np.intp]:
         """The windows of some texts that training uses."""
+        rows = self.rows_of(texts)
+        return rows[~self.sentence[rows]]
+
+    def rows_of(self, texts: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The windows and the sentences of some texts that training uses."""
         return np.flatnonzero(np.isin(self.text, texts) & self.first)
 
     def of_texts(self, texts: NDArray[np.intp]) -> TextWindows:
@@ -66,6 +88,7 @@ class TextWindows:
             self.vocabulary,
             place[self.text[kept]],
             self.first[kept],
+            self.sentence[kept],
             self.too_long[texts],
         )
 
@@ -80,9 +103,10 @@ class TextWindows:
 def embed_windows(
     encoder: TextEncoder, texts: Sequence[str], readings: Readings, progress: Stages, stage: str
 ) -> TextWindows:
-    """Embed the windows of all readings of `texts`; `stage` names the stage for `progress`."""
+    """Embed the windows and the sentences of all readings of `texts`; `stage` names the stage for
+    `progress`."""
     advance = progress(stage, len(texts))
-    embeddings, static, owners, first = [], [], [], []
+    embeddings, static, owners, first, sentence = [], [], [], [], []
     ids: list[Sequence[int]] = []
     too_long = np.zeros(len(texts), bool)
     for start in range(0, len(texts), _BATCH):
@@ -92,10 +116,11 @@ def embed_windows(
             for index, text in enumerate(batch)
             for i, reading in enumerate(readings(text))
         ]
-        encoded = encoder.encode([reading for _, _, reading in batch_readings])
+        encoded = encoder.encode([reading for _, _, reading in batch_readings], sentences=True)
         windows = encoded.windows
         too_long[[batch_readings[index][0] for index in windows.too_long]] = True
         embeddings.append(encoded.embeddings)
+        sentence.append(windows.sentence)
         static.append(encoder.words.means(windows.ids))
         ids += windows.ids
         owners += [batch_readings[index][0] for index in windows.text]
@@ -108,5 +133,6 @@ def embed_windows(
         encoder.words.vocabulary,
         np.asarray(owners, np.intp),
         np.asarray(first, bool),
+        np.concatenate(sentence),
         too_long,
     )

@@ -140,3 +140,38 @@ def test_heads_of_unlike_widths_are_not_stacked() -> None:
         EmbeddingHeads([narrow, head("logistic", 0)])
     with pytest.raises(ValueError, match=r"must be \[n, 2\]"):
         EmbeddingHeads([narrow]).scores(np.zeros((1, 3), np.float32))
+
+
+def test_sentences_are_read_by_a_direction_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=WIDTH + 1).astype(np.float32)
+    reading, plain = head("mlp", 1, sentence=direction), head("logistic", 2)
+    heads = EmbeddingHeads([reading, plain])
+    embeddings = rng.normal(size=(4, WIDTH)).astype(np.float32)
+    sentence = np.array([False, True, False, True])
+    logits, whole = heads.logits(embeddings, sentence), heads.logits(embeddings)
+    np.testing.assert_array_equal(logits[~sentence], whole[~sentence])
+    expected = embeddings[sentence] @ direction[:-1] + direction[-1]
+    np.testing.assert_allclose(logits[sentence, 0], expected, rtol=1e-5)
+    assert heads.reads_sentences and (heads.scores(embeddings, sentence)[sentence, 1] == 0).all()
+    assert not EmbeddingHeads([plain]).reads_sentences
+
+
+@pytest.mark.parametrize("table", [None, TABLE])
+def test_a_stored_head_reads_sentences_as_before(table: Floats | None) -> None:
+    direction = np.linspace(-1, 1, WIDTH + 1, dtype=np.float32)
+    stored = head("prototype", 3, table=table, sentence=direction)
+    again = EmbeddingHead.from_tensors(stored.tensors(), stored.settings())
+    assert again.sentence is not None
+    np.testing.assert_array_equal(again.sentence, direction)
+    older = {name: part for name, part in stored.tensors().items() if name != "sentence"}
+    assert EmbeddingHead.from_tensors(older, stored.settings()).sentence is None
+
+
+@pytest.mark.parametrize(
+    ("direction", "message"),
+    [(np.zeros(WIDTH), "sentence must be"), (np.full(WIDTH + 1, np.nan), "not finite")],
+)
+def test_a_direction_that_does_not_fit_is_refused(direction: Floats, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        head("logistic", 0, sentence=direction.astype(np.float32))

@@ -119,6 +119,42 @@ def test_windows_are_cleared_one_by_one(encoder: _Counting) -> None:
     assert not read.encoded[0] and (read.scores[0] >= exact[0]).all()
 
 
+REQUEST = "zap quiz jump box vex!"
+HARMLESS = ("how do I bake bread? ", "a cat sat on the mat. ", "what moon is it now? ")
+
+
+def _reading(encoder: TextEncoder) -> EmbeddingHead:
+    """A head that fires on REQUEST as a sentence and on nothing else that is read here."""
+    (request,) = encoder.encode([REQUEST]).embeddings
+    direction = np.concatenate([3000 * request, [-2995]]).astype(np.float32)
+    silent = {"weight": np.zeros((1, WIDTH), np.float32), "bias": np.full(1, -9, np.float32)}
+    return EmbeddingHead("logistic", silent, sentence=direction)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_request_beside_harmless_text_is_read_by_itself(encoder: _Counting, place: int) -> None:
+    parts = [*HARMLESS[:place], f"{REQUEST} ", *HARMLESS[place:]]
+    cascade = Cascade(encoder, EmbeddingHeads([_reading(encoder)]))
+    read = cascade.scores(_read("".join(parts), "".join(HARMLESS), heads=()))
+    assert read.scores[0, 0] > 0.9 and read.scores[1, 0] < 0.1
+
+
+def test_sentences_are_cleared_one_by_one(encoder: _Counting) -> None:
+    """Of a text whose one sentence is not clear nothing else is encoded."""
+    head = _reading(encoder)
+    text = "".join([*HARMLESS, REQUEST])
+    windows = encoder.windows([text], sentences=True)
+    static = encoder.words.means(windows.ids)
+    stage = FirstStage(static[-1], 0.0, np.zeros(WIDTH, np.float32), KNOWN, 0.99)
+    first = FirstStages([stage], [head], [0.5])
+    estimates = first.estimates(static, windows.ids)[:, 0]
+    assert windows.sentence.tolist() == [False, True, True, True, True]
+    assert np.flatnonzero(estimates >= 0.99).tolist() == [4]
+    before = encoder.embedded
+    read = Cascade(encoder, EmbeddingHeads([head]), first).scores(_read(text, heads=(0,)))
+    assert encoder.embedded == before + 1 and read.scores[0, 0] > 0.9
+
+
 def test_a_text_that_is_too_long_is_not_clear(encoder: _Counting) -> None:
     read = _cascade(encoder, 1e9, 1e9).scores(_read("ab", "a" * 95 * MOST_WINDOWS * 2, "cd"))
     assert np.isnan(read.scores[1]).all() and np.isfinite(read.scores[[0, 2]]).all()

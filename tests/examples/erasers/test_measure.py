@@ -54,7 +54,7 @@ def test_figures_are_those_of_all_prompts_asked(chat: TransformersChat, tmp_path
     guard = guard_of(chat, tmp_path)
     run = Measurement(chat, FORGET, FAR, NEAR, Lines().begin, {}, every=1)
     fired = run.fired(guard)
-    figures = run.figures(guard, fired, published=True)
+    figures = run.figures("lora", guard, fired, published=True)
     texts = [row.prompt for row in (*FORGET, *FAR, *NEAR)]
 
     def asked(threshold: float | None) -> dict[str, tuple[str, bool]]:

@@ -91,7 +91,7 @@ def test_a_text_that_is_too_long_is_listed_and_never_scored(encoder: TextEncoder
 
 
 def test_a_texts_score_is_that_of_its_highest_window() -> None:
-    windows = Windows([[]] * 4, np.array([0, 0, 1, 1]), 2, ())
+    windows = Windows([[]] * 4, np.array([0, 0, 1, 1]), np.zeros(4, bool), 2, ())
     scores = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.3], [0.2, 0.4]], np.float32)
     np.testing.assert_array_equal(
         windows.highest(scores), np.array([[0.8, 0.9], [0.3, 0.4]], np.float32)

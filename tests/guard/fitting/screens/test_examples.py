@@ -48,7 +48,14 @@ def test_the_nearest_are_near_misses_and_the_same_is_left_out(
     embeddings = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
     order = np.arange(5)
     windows = TextWindows(
-        embeddings, embeddings, [[0]] * 5, 1, order, np.ones(5, bool), np.zeros(5, bool)
+        embeddings,
+        embeddings,
+        [[0]] * 5,
+        1,
+        order,
+        np.ones(5, bool),
+        np.zeros(5, bool),
+        np.zeros(5, bool),
     )
     kept, chosen = with_near_misses(rows, windows)
     assert [(row.prompt, row.source) for row in kept] == [

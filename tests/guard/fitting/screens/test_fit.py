@@ -83,8 +83,9 @@ def test_held_out_texts_are_scored_by_the_head_of_the_artifact(
     assert tested is not None
     head = EmbeddingHead.from_tensors(fitted.artifact.tensors, meta.settings)
     held = [row for row in ROWS if row.source in HELD]
-    encoded = encoder.encode([row.prompt for row in held])
-    scores = encoded.windows.highest(EmbeddingHeads([head]).scores(encoded.embeddings))[:, 0]
+    encoded = encoder.encode([row.prompt for row in held], sentences=True)
+    by_window = EmbeddingHeads([head]).scores(encoded.embeddings, encoded.windows.sentence)
+    scores = encoded.windows.highest(by_window)[:, 0]
     unsafe = np.array([row.unsafe for row in held])
     fired = scores > float(str(meta.settings["threshold"]))
     assert tested.recall["bad-elsewhere"].count == fired[unsafe].sum()
@@ -181,3 +182,18 @@ def test_a_first_stage_is_no_way_around_the_head(encoder: TextEncoder) -> None:
     alone = Cascade(encoder, heads).scores(read).scores[:, 0] > threshold
     both = cascade.scores(read).scores[:, 0] > threshold
     assert not (both & ~alone).any() and both.sum() >= 0.95 * alone.sum()
+
+
+def test_the_head_reads_single_sentences(encoder: TextEncoder, fitted: ScreenFit) -> None:
+    artifact = fitted.artifact
+    head = EmbeddingHead.from_tensors(artifact.tensors, artifact.meta.settings)
+    threshold = float(str(artifact.meta.settings["threshold"]))
+    unsafe = [row.prompt for row in ROWS if row.source == "bad-elsewhere"]
+    embeddings = encoder.encode(unsafe).embeddings
+    scores = EmbeddingHeads([head]).scores(embeddings, np.ones(len(unsafe), bool))[:, 0]
+    figures = artifact.meta.calibration["sentences"]
+    assert isinstance(figures, dict) and figures["rate_of_joined_texts"] == 0.1
+    beside = figures["recall_beside_other_text"]
+    assert isinstance(beside, dict)
+    assert beside["held_out"] == {"count": int((scores > threshold).sum()), "total": 40}
+    assert beside["cross_fit"]["total"] == 80  # type: ignore[index, call-overload]

@@ -36,13 +36,13 @@ class _Encoder:
         self.go.set()
         self.fault: Exception | None = None
 
-    def windows(self, texts: Sequence[str]) -> Windows:
+    def windows(self, texts: Sequence[str], *, sentences: bool = False) -> Windows:
         self.batches.append(list(texts))
         assert self.go.wait(10)
         if self.fault is not None:
             raise self.fault
         ids = [[len(text), int("bomb" in text.lower())] for text in texts]
-        return Windows(ids, np.arange(len(texts)), len(texts), ())
+        return Windows(ids, np.arange(len(texts)), np.zeros(len(texts), bool), len(texts), ())
 
     def embed(self, windows: Sequence[Sequence[int]]) -> Any:
         self.embedded += len(windows)
@@ -50,7 +50,9 @@ class _Encoder:
 
 
 class _Heads:
-    def scores(self, embeddings: Any) -> Any:
+    reads_sentences = False
+
+    def scores(self, embeddings: Any, sentence: Any) -> Any:
         long = embeddings[:, 0] > 5
         return np.where(long[:, None], np.nan, embeddings)
 
