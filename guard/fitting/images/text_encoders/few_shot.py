@@ -41,7 +41,6 @@ class FewShot:
     def loss(self, lesson: Lesson) -> Loss:
         images = lesson.images(lesson.phrases, self.images)
         predict = bare(lesson.family)
-        _, views = images.views(1, lesson.generator)
 
         def error(views: Views, text: Conditioning) -> Tensor:
             prediction = predict(views.inputs, views.timesteps, text)
