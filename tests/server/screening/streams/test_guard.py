@@ -26,6 +26,7 @@ from server.screening.streams.formats.messages import MessagesFormat
 from server.screening.streams.formats.responses import ResponsesFormat
 from server.screening.streams.guard import StreamGuard
 from server.screening.texts.redaction import Placeholders
+from tests.processor_time import grows_linearly
 
 _SECRET = re.compile(r"a[bc]{1,4}a|dd")
 MARK = "[S_1]"
@@ -208,6 +209,16 @@ def test_an_object_that_may_be_blocked_leaves_whole_or_not_at_all(
         assert left == [] and guarded.guard.is_over
     else:
         assert "".join(left) == OBJECT % text and len(left) == 1
+
+
+def test_an_object_that_waits_takes_time_linear_in_its_values() -> None:
+    def work(values: int) -> None:
+        text = json.dumps([f"value {number}" for number in range(values)])
+        deltas = [text[at : at + 8] for at in range(0, len(text), 8)]
+        guarded = _Guarded("block", 40, stream_format=ChatFormat(FORMED))
+        assert _text(guarded.run(_events(deltas))) == text
+
+    assert grows_linearly(work, 1600, constant=0.2, factor=16)
 
 
 def test_an_object_that_no_screen_may_block_leaves_as_it_comes() -> None:
