@@ -97,7 +97,7 @@ class EventQueue:
         else:
             self._groups.setdefault(event.groups[0], deque()).append(event)
         if self._size > MAX_WAITING:
-            raise BrokenStream(f"more than {MAX_WAITING} events come without text")
+            raise BrokenStream(f"more than {MAX_WAITING} events wait to be read")
 
     def first_held(self, group: Group) -> WaitingEvent | None:
         """The first event of `group` with text that is not free, of those that wait for none."""
