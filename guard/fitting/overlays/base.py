@@ -33,9 +33,13 @@ class Base:
 
     @cached_property
     def parameters(self) -> Mapping[str, Mapping[str, str]]:
-        """Component → the bare name of each of its parameters → its name."""
+        """Component → the bare name of each of its parameters → its name; one that is tied has
+        several."""
         return {
-            component: {bare_name(name): name for name, _ in network.named_parameters()}
+            component: {
+                bare_name(name): name
+                for name, _ in network.named_parameters(remove_duplicate=False)
+            }
             for component, network in self.networks.items()
         }
 
