@@ -31,7 +31,7 @@ import torch
 from guard.artifact import Artifact
 from guard.commands.guards import POLICY, artifacts_of, config_of
 from guard.config.schema import ModelConfig
-from guard.data.prompts import ForgetPrompt, PairedAnswers, in_split, read_rows
+from guard.data.prompts import ForgetPrompt, PairedAnswers, Split, in_split, read_rows
 from guard.evaluation.fluency import loops, perplexity
 from guard.evaluation.shares import Share
 from guard.fitting.steering.directions import POSITIONS, SCHEDULE, directions
@@ -282,7 +282,7 @@ def measure(
     chat: TransformersChat,
     guards: Guards,
     rows: Sequence[ForgetPrompt],
-    split: str,
+    split: Split,
     ways: Sequence[str],
     tokens: int,
     progress: Stages,

@@ -1,7 +1,7 @@
 """Unsafe requests beside harmless text, and harmless texts of many sentences.
 
     python -m examples.screens.data --out data
-    python -m benchmarks.screens.joined --data data [--fitted FOLDER] [--json]
+    python -m benchmarks.screens.joined --data data [--texts 100] [--fitted FOLDER] [--json]
 
 Short unsafe texts that are left out of a head's fit stand behind, before and between held-out
 everyday questions, and beside a thank-you; harmless texts of one kind, held out too, are put
@@ -24,9 +24,7 @@ from benchmarks.screens.shipped import FITTED, Shipped, read_text
 from guard.data.prompts import ScreenText, read_rows
 
 UNSAFE = 60
-"""Unsafe texts of a head."""
-BENIGN = 100
-"""Texts that are put together of each kind and length."""
+"""Unsafe texts of a head at most."""
 LENGTHS = (40, 150, 400)
 """Tokens of a text that is put together."""
 _SHORT = 250
@@ -45,13 +43,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--fitted", type=Path, default=FITTED)
+    parser.add_argument("--texts", type=int, default=100, help="of each kind and length")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     shipped = Shipped.load(arguments.fitted)
     result = {}
     for head, name in enumerate(shipped.names):
         rows = read_rows(arguments.data / f"{name}.jsonl", ScreenText)
-        texts = {**_unsafe(shipped, head, rows), **_benign(shipped, rows)}
+        texts = _unsafe(shipped, head, rows, arguments.texts)
+        texts |= _benign(shipped, rows, arguments.texts)
         result[name] = {kind: _fire(shipped, head, part) for kind, part in texts.items()}
     if arguments.json:
         print(json.dumps(result, indent=2))
@@ -63,11 +63,13 @@ def main() -> None:
     Console().print(table)
 
 
-def _unsafe(shipped: Shipped, head: int, rows: Sequence[ScreenText]) -> dict[str, list[str]]:
+def _unsafe(
+    shipped: Shipped, head: int, rows: Sequence[ScreenText], count: int
+) -> dict[str, list[str]]:
     order = random.Random(0)
     held_out = shipped.held_out[head]
     unsafe = [r.prompt for r in rows if r.unsafe and r.source in held_out]
-    short = [text for text in unsafe if len(text) < _SHORT][:UNSAFE]
+    short = [text for text in unsafe if len(text) < _SHORT][: min(UNSAFE, count)]
     questions = [row.prompt for row in rows if row.source == "everyday-held-out"]
     texts: dict[str, list[str]] = {"unsafe": short}
     for length in LENGTHS:
@@ -94,14 +96,14 @@ def _beside(
     return "\n".join([*parts[:at], text, *parts[at:]])
 
 
-def _benign(shipped: Shipped, rows: Sequence[ScreenText]) -> dict[str, list[str]]:
+def _benign(shipped: Shipped, rows: Sequence[ScreenText], count: int) -> dict[str, list[str]]:
     order = random.Random(1)
     texts = {}
     for kind, sources in KINDS.items():
         pool = [r.prompt for r in rows if r.source in sources and len(r.prompt) < _SHORT]
         for length in LENGTHS:
             texts[f"{kind} together, {length} tokens"] = [
-                "\n".join(_parts(shipped, pool, length, order)) for _ in range(BENIGN)
+                "\n".join(_parts(shipped, pool, length, order)) for _ in range(count)
             ]
     return texts
 

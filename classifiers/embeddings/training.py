@@ -57,7 +57,7 @@ def train_sentence(
 
     Which sentence of an unsafe text says what is unsafe is not known: leave them out.
     """
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
     weights = weights.copy()
     if sentence.any():
@@ -78,7 +78,7 @@ def first_stage(
     """A first stage that estimates a head's `logits [n]` from static embeddings `[n, width]`: a
     ridge regression in which both classes weigh the same. Its cut clears nothing yet; `known
     [vocabulary]` are the tokens of its texts."""
-    from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
+    from sklearn.linear_model import Ridge
 
     mean = static.mean(axis=0)
     centred = static - mean

@@ -46,7 +46,7 @@ class _Row(BaseModel):
     kind: str = ""
 
 
-class _AskedRow(_Row):
+class AskedRow(_Row):
     """A prompt for a chat model, with images before its text where the model sees.
 
     `image` are their paths, relative to the file and below its folder; `sheet.webp#3` is a tile of
@@ -77,7 +77,7 @@ class _AskedRow(_Row):
         return row
 
 
-class ForgetPrompt(_AskedRow):
+class ForgetPrompt(AskedRow):
     """A prompt whose answer must not be given.
 
     A leak is any of `facts` in the answer (whole words), or a match of `pattern`, a regular
@@ -122,7 +122,7 @@ class ForgetPrompt(_AskedRow):
         return any(expression.search(answer) for expression in self._expressions)
 
 
-class RetainPrompt(_AskedRow):
+class RetainPrompt(AskedRow):
     """A prompt whose answer must not change; `kind` is "near" for a near miss, else "far"."""
 
     @property
@@ -130,7 +130,7 @@ class RetainPrompt(_AskedRow):
         return self.kind == "near"
 
 
-class PairedAnswers(_AskedRow):
+class PairedAnswers(AskedRow):
     """A prompt with the answer to steer towards (`erasure`) and the one to steer away from."""
 
     erasure: str = Field(min_length=1)
@@ -235,7 +235,7 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
         except (ValueError, RecursionError) as error:
             faults.append(f"line {number}: no JSON object: {error}")
             continue
-        if isinstance(row, _AskedRow) and row.image:
+        if isinstance(row, AskedRow) and row.image:
             try:
                 row._images = images.decoded(row.image)
             except DataError as error:
@@ -292,7 +292,7 @@ class _RowImages:
         return tuple(self._decoded[path] for path in paths)
 
 
-def require_text(rows: Iterable[_AskedRow], command: str) -> None:
+def require_text(rows: Iterable[AskedRow], command: str) -> None:
     """Raise DataError for rows with images: for a command that asks by text alone."""
     count = sum(bool(row.image) for row in rows)
     if count:

@@ -73,6 +73,7 @@ class Table(GuardedRows):
         self._steering = np.zeros(capacity, bool)
         # rows whose next token has been read before, which must not count twice
         self._again = np.zeros(capacity, bool)
+        self._mask: Tensor | None = None
         self._fresh: Tensor | None = None
         self.senses = self.acts = False
         """Whether the current forward has any row to sense, any row to act on."""

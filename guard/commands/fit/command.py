@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from guard.commands.fit.image_screen import image_screen
@@ -51,27 +53,29 @@ app.command(
     "--out dog.safetensors",
 )(image_screen)
 
-for _name, _fit in (("ablation", ablation), ("kif", kif)):
+_GATED: dict[str, Callable[..., None]] = {"ablation": ablation, "kif": kif}
+for _name, _fit in _GATED.items():
     app.command(
         _name,
         epilog=f"Example: guard fit {_name} --model smollm2 --concept character/harry-potter "
         "--forget examples/harry-potter/forget.jsonl --retain examples/harry-potter/retain.jsonl "
         f"--gate examples/harry-potter/steer.safetensors --out harry-potter-{_name}.safetensors",
     )(_fit)
-for _name, _fit in (
-    ("safree", safree),
-    ("nearest", nearest),
-    ("safe-guidance", safe_guidance),
-    ("negative-prompt", negative_prompt),
-    ("contrastive", contrastive),
-    ("uce", uce),
-    ("rece", rece),
-    ("trce", trce),
-    ("realera", realera),
-    ("hirm", hirm),
-    ("few-shot", few_shot),
-    ("advunlearn", advunlearn),
-):
+_OF_CONCEPT_FILES: dict[str, Callable[..., None]] = {
+    "safree": safree,
+    "nearest": nearest,
+    "safe-guidance": safe_guidance,
+    "negative-prompt": negative_prompt,
+    "contrastive": contrastive,
+    "uce": uce,
+    "rece": rece,
+    "trce": trce,
+    "realera": realera,
+    "hirm": hirm,
+    "few-shot": few_shot,
+    "advunlearn": advunlearn,
+}
+for _name, _fit in _OF_CONCEPT_FILES.items():
     app.command(
         _name,
         epilog=f"Example: guard fit {_name} --model emoji "

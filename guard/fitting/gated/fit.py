@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split
+from guard.data.prompts import AskedRow, ForgetPrompt, RetainPrompt, in_split
 from guard.errors import DataError
 from guard.evaluation.fluency import perplexity
 from guard.fitting.gated import subspaces
@@ -140,7 +140,8 @@ def _read(
     others = sample(in_split(retain, "train"), RETAIN, rng)
     if len(about) < 2 or len(others) < 2:
         raise DataError("the train split needs two prompts to forget and two to retain, at least")
-    prompts = [prompt_of(chat, row) for row in (*about, *others)]
+    rows: tuple[AskedRow, ...] = (*about, *others)
+    prompts = [prompt_of(chat, row) for row in rows]
     states = subspaces.read(chat, prompts, "reading prompts", progress)
     count = len(about)
     return (
@@ -161,7 +162,8 @@ def _signature_gate(
     """The score of a signature in standard deviations of those of the retain prompts of the
     validation split, which give the threshold."""
     held_out, known = in_split(retain, "validation"), in_split(forget, "validation")
-    prompts = [prompt_of(chat, row) for row in (*held_out, *known)]
+    rows: tuple[AskedRow, ...] = (*held_out, *known)
+    prompts = [prompt_of(chat, row) for row in rows]
     states = collect_states(chat, prompts, [layer], "scoring prompts", progress)
     scores = states.pooled(states.score([0], signature[None]), POOL)
     others = scores[: len(held_out)]

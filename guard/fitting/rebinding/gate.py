@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from guard.artifact import Artifact
+from guard.data.prompts import AskedRow
 from guard.errors import ArtifactError
-from guard.fitting.steering.asking import Row, asked, prompt_of
+from guard.fitting.steering.asking import asked, prompt_of
 from guard.fitting.steering.effort import WHOLE
 from guard.fitting.steering.gate_search import collect_states
 from guard.models.chat import ChatModel, GuardedAnswer
@@ -55,7 +56,7 @@ class LoadedGate:
         self._chat, self._progress = chat, progress
 
     def scores(
-        self, rows: Sequence[Row], stage: str, answers: Sequence[GuardedAnswer] = ()
+        self, rows: Sequence[AskedRow], stage: str, answers: Sequence[GuardedAnswer] = ()
     ) -> list[float]:
         """The score of each prompt; with `answers`, of each prompt and its answer together."""
         prompts = [prompt_of(self._chat, row) for row in rows]
@@ -67,7 +68,7 @@ class LoadedGate:
         scores: list[float] = states.pooled(token_scores, self._pool).tolist()
         return scores
 
-    def bare(self, rows: Sequence[Row], stage: str) -> list[GuardedAnswer]:
+    def bare(self, rows: Sequence[AskedRow], stage: str) -> list[GuardedAnswer]:
         """Greedy answers without the guard."""
         return self._chat.answer(
             asked(self._chat, rows),
@@ -77,7 +78,7 @@ class LoadedGate:
         )
 
     def guarded(
-        self, rows: Sequence[Row], stage: str, threshold: float, recheck: float | None
+        self, rows: Sequence[AskedRow], stage: str, threshold: float, recheck: float | None
     ) -> list[GuardedAnswer]:
         """Greedy answers under the guard with these thresholds."""
         return self._chat.answer(

@@ -16,13 +16,12 @@ from pydantic import JsonValue
 
 from classifiers.calibration import prompts_needed
 from guard.artifact import Artifact, Parent, version_of
-from guard.data.prompts import ForgetPrompt, RetainPrompt, Split, in_split
+from guard.data.prompts import AskedRow, ForgetPrompt, RetainPrompt, Split, in_split
 from guard.errors import ArtifactError, DataError
 from guard.evaluation.shares import Share
 from guard.fitting.rebinding import drift
 from guard.fitting.rebinding.bounds import HeldOut, Limits
 from guard.fitting.rebinding.gate import LoadedGate
-from guard.fitting.steering.asking import Row
 from guard.fitting.steering.gate_search import GateRates
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
@@ -49,7 +48,7 @@ class _Rows:
     forget: Sequence[ForgetPrompt]
     retain: Mapping[str, Sequence[RetainPrompt]]
 
-    def by_kind(self) -> dict[str, Sequence[Row]]:
+    def by_kind(self) -> dict[str, Sequence[AskedRow]]:
         return {"forget": self.forget, **self.retain}
 
 

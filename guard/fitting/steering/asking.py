@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt
+from guard.data.prompts import AskedRow
 from guard.errors import DataError
 from guard.models.chat import ChatModel
 from steering.prompt import Prompt
 
-Row = ForgetPrompt | RetainPrompt | PairedAnswers
 
-
-def asked(chat: ChatModel, rows: Sequence[Row]) -> list[str | Prompt]:
+def asked(chat: ChatModel, rows: Sequence[AskedRow]) -> list[str | Prompt]:
     """The prompts of rows, as `ChatModel.answer` takes them."""
     return [prompt_of(chat, row) if row.images else row.prompt for row in rows]
 
 
-def prompt_of(chat: ChatModel, row: Row) -> Prompt:
+def prompt_of(chat: ChatModel, row: AskedRow) -> Prompt:
     """The prompt of a row. Raises DataError for images that the model does not take."""
     if not row.images:
         return chat.prompt(row.prompt)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, in_split
+from guard.data.prompts import AskedRow, ForgetPrompt, PairedAnswers, RetainPrompt, in_split
 from guard.errors import DataError
 from guard.evaluation.fluency import perplexity
 from guard.fitting.judgement import HeldOut, Scored
-from guard.fitting.steering.asking import Row, asked
+from guard.fitting.steering.asking import asked
 from guard.fitting.steering.directions import POSITIONS, Trial, directions, search
 from guard.fitting.steering.effort import WHOLE, Effort, answered, sample, thinned
 from guard.fitting.steering.gate_search import (
@@ -99,7 +99,7 @@ def fit_steer(
         forget, retain, tokens=tokens, each_subject=each_subject, scores_texts=chat.scores_texts
     )
     require_retain(retain, rates)
-    every: tuple[Row, ...] = (*forget, *retain, *pairs)
+    every: tuple[AskedRow, ...] = (*forget, *retain, *pairs)
     seen = [row for row in every if row.images]
     sees = bool(seen)
     if sees:

@@ -149,6 +149,8 @@ def _faults(case: Any, response: Response, document: dict[str, Any]) -> list[str
     checks = [*_CHECKS]
     if response.status_code != 503:  # documented: the server does not take requests now
         checks.append(not_a_server_error)
+    if response.status_code == 413:  # a refusal, too, which the check does not know
+        checks.remove(negative_data_rejection)
     media = response.headers.get("content-type", [""])[0].partition(";")[0]
     if media == _EVENTS:
         checks.remove(response_schema_conformance)

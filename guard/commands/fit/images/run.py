@@ -23,17 +23,6 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, typer.Option(min=100, help="Unsafe prompts to make for fitting.")]
 Fpr = Annotated[float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far prompts.")]
-Rank = Annotated[int, typer.Option(min=1, max=64, help="Directions of the concept's subspace.")]
-Phrase = Annotated[
-    str | None,
-    typer.Option(help="The phrase to guide away from, instead of the concept's first one."),
-]
-Fpr = Annotated[float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far prompts.")]
-Rank = Annotated[int, typer.Option(min=1, max=64, help="Directions of the concept's subspace.")]
-Phrase = Annotated[
-    str | None,
-    typer.Option(help="The phrase to guide away from, instead of the concept's first one."),
-]
 Gated = Annotated[
     bool, typer.Option("--gated", help="Act only where a linear score of the prompt is high.")
 ]

@@ -49,9 +49,10 @@ def hirm(
     feed_forward: Annotated[
         bool, typer.Option("--feed-forward", help="Train the first block's feed-forward too.")
     ] = False,
+    keep: Keep = 1.0,
     rank: Rank = 16,
     updates: Updates = 100,
-    rate: Rate = 1e-2,
+    rate: Rate = 2e-3,
     ungated: Ungated = False,
     count: Count = 400,
     fpr: Fpr = 0.005,
@@ -64,7 +65,7 @@ def hirm(
     from guard.fitting.images.text_encoders.hirm import Hirm, category_of
 
     broader = category or category_of(read_concept(concept_file))
-    eraser = Hirm(variant, broader, size, feed_forward)
+    eraser = Hirm(variant, broader, size, feed_forward, keep)
     run = FitRun(model, concept_file, out, 0 if ungated else count, seed, device, as_json)
     _save(run, eraser, rank, updates, rate, fpr, near_fpr)
 

@@ -104,7 +104,8 @@ def spread(covariance: Tensor, directions: int) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     strongest = values.argsort(descending=True)[:directions]
     lengths = values[strongest].clamp(min=0.0).sqrt()
-    return (vectors[:, strongest] * lengths).T
+    scaled: Tensor = vectors[:, strongest] * lengths
+    return scaled.T
 
 
 def at_cosines(

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guard.evaluation.m_erasure.denoising import bare
+from guard.evaluation.m_erasure.denoising import Views, bare
 from guard.fitting.images.text_encoders.blocks import Block
 from guard.fitting.images.text_encoders.fit import Lesson, Loss
 from guard.fitting.images.text_encoders.images import ImageSettings
@@ -42,30 +42,16 @@ class FewShot:
         images = lesson.images(lesson.phrases, self.images)
         predict = bare(lesson.family)
 
-        def error(text: Conditioning) -> Tensor:
+        def error(views: Views, text: Conditioning) -> Tensor:
             prediction = predict(views.inputs, views.timesteps, text)
             return (prediction - views.truth).square().flatten(1).mean(1)
 
         def loss(_update: int) -> Tensor:
-            nonlocal views
             _, views = images.views(self.batch, lesson.generator)
             prompts = lesson.sample(lesson.asking, self.batch)
             with torch.no_grad():
-                bound = self.bound * error(lesson.bare(prompts))
-            erased = ((bound - error(lesson.edited(prompts))) / bound).relu().mean()
-            return erased + self.keep * moved(lesson, lesson.sample(lesson.keeping, self.batch))
+                bound = self.bound * error(views, lesson.bare(prompts))
+            erased = ((bound - error(views, lesson.edited(prompts))) / bound).relu().mean()
+            return erased + self.keep * lesson.moved(lesson.sample(lesson.keeping, self.batch))
 
-        _, views = images.views(1, lesson.generator)
         return loss
-
-
-def moved(lesson: Lesson, prompts: Sequence[str]) -> Tensor:
-    """How far prompts' states move, over how far they lie from their mean: a scalar."""
-    before, after = lesson.bare(prompts), lesson.edited(prompts)
-    parts = []
-    for stream, states in before.states.items():
-        real = before.masks[stream]
-        change = (after.states[stream] - states)[real].float()
-        spread = states[real].float()
-        parts.append(change.square().sum() / (spread - spread.mean(0)).square().sum())
-    return torch.stack(parts).mean()

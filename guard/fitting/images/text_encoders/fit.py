@@ -76,6 +76,17 @@ class Lesson:
         with torch.no_grad():
             return self.family.encode(prompts)
 
+    def moved(self, prompts: Sequence[str]) -> Tensor:
+        """How far the states of prompts move, in units of how far they lie apart: a scalar."""
+        before, after = self.bare(prompts), self.edited(prompts)
+        parts = []
+        for stream, states in before.states.items():
+            real = before.masks[stream]
+            change = (after.states[stream] - states)[real].float()
+            spread = states[real].float()
+            parts.append(change.square().sum() / (spread - spread.mean(0)).square().sum())
+        return torch.stack(parts).mean()
+
     def images(self, prompts: Sequence[str], settings: ImageSettings) -> NoisyImages:
         """The bare model's images of prompts."""
         return NoisyImages(self.image_model, prompts, settings, self.progress)

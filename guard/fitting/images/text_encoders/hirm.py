@@ -25,12 +25,14 @@ from guard.fitting.images.text_encoders.fit import Lesson, Loss
 class Hirm:
     """`size` is c in units of the bare representations' length, by position; `category` is the
     prompt of S. `feed_forward` trains the first block's feed-forward layers too. Each update takes
-    `batch` of the concept's phrases."""
+    `batch` of the concept's phrases, and as many prompts without it, whose states stay with the
+    weight `keep`: the paper has none, and its first block sees every prompt."""
 
     variant: Literal["R", "S"] = "S"
     category: str = "an object"
     size: float = 20.0
     feed_forward: bool = False
+    keep: float = 1.0
     batch: int = 8
 
     name: ClassVar[str] = "hirm"
@@ -56,7 +58,10 @@ class Hirm:
                 / target.square().sum(-1).mean()
                 for name, target in targets.items()
             ]
-            return torch.stack(parts).mean()
+            erased = torch.stack(parts).mean()
+            if not self.keep:
+                return erased
+            return erased + self.keep * lesson.moved(lesson.sample(lesson.keeping, self.batch))
 
         return loss
 
@@ -65,8 +70,9 @@ class Hirm:
         if self.variant == "S":
             return bare[0].float()
         direction = torch.rand(bare.shape[1:], generator=generator).to(bare.device)
-        direction = direction / direction.norm() * len(direction) ** 0.5
-        return self.size * bare.float().norm(dim=-1).mean() * direction
+        length = self.size * bare.float().norm(dim=-1).mean() * len(direction) ** 0.5
+        target: Tensor = length * direction / direction.norm()
+        return target
 
 
 def category_of(concept: Concept) -> str:

@@ -177,11 +177,11 @@ def test_guards_lead_where_prompts_say_nothing(
     plan = plans["knife-guide"]
     start, drawn = noise(family)[:2], []
     own = GuardedSampling(family, plans, plan, steps=STEPS, guidance=3.0)
-    text, fired = own._read("")
+    text, negative, fired = own._read("")
     assert not fired
     with closing(own), torch.no_grad():
         for guards in ([], [*plan.rows()]):
-            monkeypatch.setattr(own, "_read", lambda _prompt, g=guards: (text, g))
+            monkeypatch.setattr(own, "_read", lambda _prompt, g=guards: (text, negative, g))
             drawn.append(own(start, ["", ""], SEEDS[:2]).latents)
     assert not torch.equal(*drawn)
 

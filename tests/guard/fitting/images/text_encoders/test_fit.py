@@ -136,6 +136,20 @@ def test_a_loss_falls(eraser: str) -> None:
     assert loss(30) < 0.98 * loss(1)
 
 
+def test_prompts_that_are_kept_move_less() -> None:
+    family, cats = tiny.shared("stable diffusion"), ["a cat", "a dog", "a red table"]
+    with torch.no_grad():
+        bare = family.encode(cats).states["text"]
+
+    def change(keep: float) -> float:
+        training = replace(TRAINING, steps=30)
+        artifact = fitted("stable diffusion", Hirm("R", keep=keep), training)
+        moved = [states(family, artifact, [cat])[0] for cat in cats]
+        return float((torch.stack(moved) - bare.flatten(1)).square().sum())
+
+    assert change(10.0) < 0.7 * change(0.0)
+
+
 def test_the_same_seed_gives_the_same_guard() -> None:
     first, again = (fitted("emoji", ERASERS["advunlearn"]) for _ in range(2))
     assert first.meta.tensors_sha256 == again.meta.tensors_sha256
