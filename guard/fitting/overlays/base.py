@@ -96,6 +96,14 @@ class Base:
             )
         return best
 
+    def named(self, name: str) -> str:
+        """The component that files call so. Raises DataError where there is none."""
+        component = self.aliases.get(name, name)
+        if component not in self.networks:
+            known = ", ".join(self.called(of) for of in self.networks)
+            raise DataError(f"--component: the base has no {name!r:.120}: it has {known}")
+        return component
+
     def called(self, component: str) -> str:
         """What files call a component."""
         return next((alias for alias, of in self.aliases.items() if of == component), component)

@@ -225,7 +225,12 @@ def test_a_component_can_be_named(tmp_path: Path) -> None:
     source, expected = whole_network(tmp_path / "mine")
     with pytest.raises(DataError, match="weights that the base has not"):
         read_difference(source, base(), "text_encoder")
-    assert len(read_difference(source, base(), "").changes) == len(expected)
+    for name in ("unet", ""):
+        assert len(read_difference(source, base(), name).changes) == len(expected)
+    state = load_file(next(source.glob("*.safetensors")) if source.is_dir() else source)
+    save_file({f"unet.{key}": values for key, values in state.items()}, tmp_path / "p.safetensors")
+    with pytest.raises(DataError, match="--component: the base has no 'vae': it has unet, text_"):
+        read_difference(tmp_path / "p.safetensors", base(), "vae")
 
 
 def test_an_alpha_scales_a_layer(tmp_path: Path) -> None:
