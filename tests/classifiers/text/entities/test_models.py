@@ -82,6 +82,13 @@ def test_a_long_text_is_read_to_its_end(saved: Callable[[str], Path], name: str)
 
 
 @pytest.mark.parametrize("name", SAVED)
+def test_half_a_character_hides_no_name(saved: Callable[[str], Path], name: str) -> None:
+    text = "Alan Turing lives in Paris. \ud83d"
+    found = _load(saved(name), "PERSON").find(text)
+    assert [(match.start, match.end) for match in found] == [(0, 11)]
+
+
+@pytest.mark.parametrize("name", SAVED)
 def test_an_entity_that_a_model_does_not_find_is_refused(
     saved: Callable[[str], Path], name: str
 ) -> None:
