@@ -179,7 +179,7 @@ def test_what_is_not_there_or_no_checkpoint(tmp_path: Path) -> None:
         read_difference(tmp_path, base())
 
 
-SHARDS = ["../a.safetensors", "..", "a\0.safetensors", ["a.safetensors"], {}, None, 3]
+SHARDS: list[object] = ["../a.safetensors", "..", "a\0.safetensors", ["a.safetensors"], {}, None, 3]
 INDICES = ["[]", "{", *(json.dumps({"weight_map": {"a": shard}}) for shard in SHARDS)]
 
 
