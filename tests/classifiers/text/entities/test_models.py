@@ -102,6 +102,27 @@ def test_a_label_of_the_models_own_counts_under_its_name(saved: Callable[[str], 
     assert text[match.start : match.end] == "Difference Engine" and match.label == "PRODUCT"
 
 
+def test_a_model_whose_positions_begin_later_reads_long_texts(tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaForTokenClassification
+
+    folder = save_token_classifier(tmp_path / "model")
+    tokens = json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"]
+    labels = {0: "O", 1: "B-PER"}
+    config = RobertaConfig(
+        vocab_size=tokens,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=66,
+        pad_token_id=1,
+        id2label=labels,
+        label2id={label: index for index, label in labels.items()},
+    )
+    RobertaForTokenClassification(config).save_pretrained(folder)
+    _load(folder, "PERSON").find("Ada " * 200)
+
+
 def test_labels_without_a_name_for_it_are_the_models_own(tmp_path: Path) -> None:
     folder = save_token_classifier(tmp_path / "model")
     relabelled(folder, {"B-PER": "B-HERO", "I-PER": "I-HERO"})
