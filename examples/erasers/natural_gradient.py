@@ -27,22 +27,30 @@ LOOKS = 10
 
 
 class Factors:
-    """Sums of `x xᵀ` and `δ δᵀ` of linear layers over batches."""
+    """Sums of `x xᵀ` and `δ δᵀ` of linear layers over the tokens of batches. Padding has no part in
+    them: its `δ` is zero, its `x` is left out."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         self.inputs = [torch.zeros(each.in_features, each.in_features) for each in linears]
         self.outputs = [torch.zeros(each.out_features, each.out_features) for each in linears]
         self.tokens = 0
+        self._real: Tensor | None = None
         self._handles = [
             each.register_forward_hook(partial(self._read, i)) for i, each in enumerate(linears)
         ]
+
+    def begin(self, batch: Batch) -> None:
+        """Read the forward of this batch next."""
+        self._real = batch.real
+        self.tokens += int(batch.real.sum())
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
 
     def _read(self, i: int, _module: Any, inputs: Any, output: Tensor) -> None:
-        x = inputs[0].detach().flatten(0, -2)
+        assert self._real is not None
+        x = inputs[0].detach()[self._real]
         self.inputs[i] += x.T @ x
         output.register_hook(partial(self._back, i))
 
@@ -64,10 +72,10 @@ def step(
     generator = torch.Generator().manual_seed(0)
     tokens = 0
     for batch in retain:
+        factors.begin(batch)
         every, _ = model.log_probabilities(batch)
         labels = torch.multinomial(every.detach().exp(), 1, generator=generator)
         (-every.gather(-1, labels).sum()).backward()
-        factors.tokens += int(batch.real.numel())
         tokens += len(every)
     factors.remove()
     differences.module.zero_grad()

@@ -20,7 +20,7 @@ from guard.commands.tables import add_row, new_table
 from guard.config.checks import NO_POLICY
 from guard.config.kinds import kind_of
 from guard.config.pattern_checks import ENTITIES
-from guard.config.policy_schema import TextAction
+from guard.config.policy_schema import OF_METHODS, TextAction
 from guard.config.schema import Config, GuardConfig, ModelConfig, PatternsConfig, load_config
 from guard.errors import ConfigError, ModelError
 from guard.models.sources import resolve_source
@@ -305,7 +305,16 @@ def _answering(policy: dict[str, Any]) -> str:
     text = f"guards decide on the {_SCOPES[policy['scope']]}"
     if policy["actions"]:
         text += f" ({', '.join(f'{name}: {action}' for name, action in policy['actions'].items())})"
-    return text + _REWINDS[policy["rewind"]]
+    return text + (_REWINDS[policy["rewind"]] if _steers(policy) else "")
+
+
+def _steers(policy: dict[str, Any]) -> bool:
+    """Whether a guard of language models in a policy steers answers, which others end or leave."""
+    return any(
+        policy["actions"].get(guard["name"], policy["action"]) in OF_METHODS
+        for guard in policy["guards"]
+        if guard["kind"] == "language" and not guard["shadow"]
+    )
 
 
 _REWINDS = {

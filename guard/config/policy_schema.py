@@ -31,6 +31,8 @@ Action = Literal[
     "route",
     "policy",
 ]
+OF_METHODS: frozenset[Action] = frozenset({"steer", "overlay", "refine", "perturb"})
+"""The actions that stand for the one of the guard's method."""
 LanguageAction = Literal["steer", "say", "block", "flag", "observe"]
 """Of a guard of a language model: "say" gives the policy's message in place of the answer."""
 Scope = Literal["conversation", "turn"]

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from guard.artifact import Artifact
 from guard.config.kinds import Kind, kind_of
-from guard.config.policy_schema import Action, Fallback, OnError, PolicyConfig
+from guard.config.policy_schema import OF_METHODS, Action, Fallback, OnError, PolicyConfig
 from guard.config.schema import Config, GuardConfig
 from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
 from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
@@ -100,9 +100,6 @@ class AnyReading(Protocol):
     @property
     def valid(self) -> bool: ...
 
-
-OF_METHODS: frozenset[Action] = frozenset({"steer", "overlay", "refine", "perturb"})
-"""The actions that stand for the one of the guard's method."""
 
 R = TypeVar("R", bound=AnyReading)
 T = TypeVar("T")

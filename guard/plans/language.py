@@ -230,7 +230,9 @@ def _plan(
 
 
 def _rewinds(plan: LanguagePlan, policy: PolicyConfig) -> Rewinds:
-    if policy.rewind is False or not any(row.acts for row in plan.rows()):
+    # guards that decide on the prompt alone fire on no answer, which would be held back for nothing
+    fire_later = any(row.acts and row.recheck is not None for row in plan.rows())
+    if policy.rewind is False or not fire_later:
         return "never"
     return "always" if policy.rewind else "steered"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote_plus
@@ -101,7 +101,7 @@ class ScreenedExchange:
     async def read(
         self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None = None
     ) -> Sequence[Sequence[ScreenedText]]:
-        """`Screener.read`; where a model fails and the policy is open, patterns alone."""
+        """`Screener.read`; where a model fails and the policy is open, what is read without it."""
         screener = self.context.screener
         try:
             return await screener.read(texts, screens, tail, self.caller)
@@ -109,10 +109,13 @@ class ScreenedExchange:
             if self.plan.on_error == "closed":
                 raise
             self.findings.fail(error.message)
-        with suppress(GuardFailed):  # patterns need no model
-            lists = [screen for screen in screens if not screen.needs_model]
-            return await screener.read(texts, lists, None, self.caller)
-        return [[] for _ in texts]
+        results: list[list[ScreenedText]] = [[] for _ in texts]
+        for same in _by_reader(screens):
+            with suppress(GuardFailed):
+                rows = await screener.read(texts, same, tail, self.caller)
+                for result, found in zip(results, rows, strict=True):
+                    result += found
+        return results
 
     async def read_images(self, images: Sequence[WantedImage]) -> Sequence[ImageReading]:
         """`ImageScreener.read`; where that fails and the policy is open, each image has a fault."""
@@ -259,6 +262,14 @@ class ScreenedExchange:
             app.cancel()
         if response.error is not None:
             raise response.error
+
+
+def _by_reader(screens: Sequence[TextScreen]) -> Iterable[Sequence[TextScreen]]:
+    """The screens that fail together: patterns, those of the encoder, those of models of names."""
+    groups: dict[tuple[bool, bool], list[TextScreen]] = {}
+    for screen in screens:
+        groups.setdefault((screen.head is None, screen.entities is None), []).append(screen)
+    return groups.values()
 
 
 def _texts_of_url(scope: Scope) -> list[str]:

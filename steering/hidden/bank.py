@@ -118,9 +118,13 @@ class RoomyGuards(HiddenGuards, Protocol):
     def tensors(self) -> list[Tensor]:
         """All tensors of the stack."""
 
+    def require_room(self, other: RoomyGuards) -> None:
+        """Raise NoRoom where the guards of `other`, a stack with the same room, have no place
+        here."""
+
     def take(self, other: RoomyGuards) -> None:
-        """Copy the guards of `other`, a stack with the same room, over these: every tensor stays
-        where it is."""
+        """Copy the guards of `other`, for which there is room, over these: every tensor stays where
+        it is."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,10 @@ class HiddenBank:
             if more := sorted(new - old):
                 layers = ", ".join(map(str, more))
                 raise NoRoom(f"no guard was there to {verb} after layers {layers} at the start")
-        for mine, theirs in zip(self.stacks, fresh.stacks, strict=True):
+        stacks = list(zip(self.stacks, fresh.stacks, strict=True))
+        for mine, theirs in stacks:
+            mine.require_room(theirs)  # type: ignore[attr-defined]
+        for mine, theirs in stacks:
             mine.take(theirs)  # type: ignore[attr-defined]
         for layer, mask in self.acting.items():
             assert mask is not None

@@ -122,8 +122,8 @@ class Guidance:
         """Put the guards that act on a fresh row.
 
         `sigmas` are the noise levels before the evaluations that generate it, falling, which guards
-        with a window need. Raises KeyError for an unknown guard, ValueError without the noise
-        levels that one needs.
+        with a window need. Raises KeyError for an unknown guard, and ValueError without the noise
+        levels that one needs, or where none of them lies in its window: it could not act.
         """
         pairs = [self._pair(row, guard, sigmas) for guard in guards]
         self.remove(row)
@@ -131,6 +131,11 @@ class Guidance:
             fresh = self._memory.new_zeros(len(pairs), *self._memory.shape[1:])
             self._memory = torch.cat([self._memory, fresh])
         self._change([*self._pairs, *pairs])
+
+    def check(self, guards: Sequence[RowGuard], sigmas: Sequence[float]) -> None:
+        """Raise as `add` for guards that cannot be put on a row of these noise levels."""
+        for guard in guards:
+            self._pair(0, guard, sigmas)
 
     def move(self, source: int, target: int) -> None:
         """Let the request on row `source` live on row `target` from now on."""
@@ -234,8 +239,12 @@ class Guidance:
             )
         low, high = stack.windows[column]
         within = [at for at, sigma in enumerate(sigmas) if low <= sigma <= high]
-        span = (within[0], within[-1] + 1) if within else (0, 0)
-        return replace(pair, first=span[0], end=span[1])
+        if not within:
+            raise ValueError(
+                f"{guard.name} acts at noise levels from {low:g} to {high:g}, and none of the "
+                f"{len(sigmas)} steps of this image has one: ask for more steps"
+            )
+        return replace(pair, first=within[0], end=within[-1] + 1)
 
     def _change(self, pairs: Sequence[_Pair]) -> None:
         self._pairs = list(pairs)

@@ -85,9 +85,12 @@ class AblationGuards:
         """See `RoomyGuards.tensors`."""
         return [*self._gates.tensors(), *self._subspaces.tensors()]
 
-    def take(self, other: AblationGuards) -> None:
-        """See `RoomyGuards.take`. Raises NoRoom, and changes nothing then, for another rank."""
+    def require_room(self, other: AblationGuards) -> None:
+        """See `RoomyGuards.require_room`: there is none for another rank."""
         self._subspaces.require_room(other._subspaces)
+
+    def take(self, other: AblationGuards) -> None:
+        """See `RoomyGuards.take`."""
         self._gates.take(other._gates)
         self._subspaces.take(other._subspaces)
         self.names, self.placements = other.names, other.placements

@@ -12,32 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from steering.images.conditioning import Conditioning
-from steering.images.embedding import Refinement
 from steering.images.projection import Overlay
 from steering.methods.fitted import FittedGuard
-from steering.methods.prompt_score import PromptGate, stacked_gate
+from steering.methods.prompt_score import PromptGate, PromptGated, stacked_gate
 
 
-class GatedOverlays:
+class GatedOverlays(PromptGated):
     """All guards of one such method on one model, stacked."""
 
     def __init__(self, names: Sequence[str], overlays: Sequence[Overlay], gate: PromptGate) -> None:
-        self.names: Sequence[str] = tuple(names)
+        super().__init__(names, gate)
         self.overlays: Sequence[Overlay] = tuple(overlays)
-        self._gate = gate
-
-    def sense(self, text: Conditioning) -> Tensor:
-        """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
-        return self._gate(text)
-
-    def act(
-        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
-    ) -> Refinement:
-        """Leaves the conditioning alone: the overlays act inside the denoiser."""
-        return Refinement.none(text, strength)
 
 
 def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> GatedOverlays:

@@ -79,6 +79,11 @@ def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> 
 
 def loaded(guard: FittedGuard) -> LanguageOverlay:
     """The guard of one artifact. Raises ValueError naming a fault."""
+    if guard.settings.get("recheck") is not None:
+        raise ValueError(
+            f"guard {guard.name}: has a recheck, and an overlay of linear layers decides on the "
+            "prompt alone"
+        )
     factors: dict[str, LowRank] = {}
     for group, paths in guard.names_by("groups").items():
         read = guard.tensor("reads", group, 2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steering.images.conditioning import Conditioning
+from steering.images.embedding import Refinement
 from steering.methods.fitted import FittedGuard
 from steering.methods.subspaces import pooled, stacked
 
@@ -75,6 +76,24 @@ class PromptGate:
         """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
         score = self._score(text)
         return torch.where(self._gated | score.isnan(), score, 1.0)
+
+
+class PromptGated:
+    """Stacked guards that a gate decides on, and that act in the denoising steps alone."""
+
+    def __init__(self, names: Sequence[str], gate: PromptGate) -> None:
+        self.names: Sequence[str] = tuple(names)
+        self._gate = gate
+
+    def sense(self, text: Conditioning) -> Tensor:
+        """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
+        return self._gate(text)
+
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
+        """Leaves the conditioning alone."""
+        return Refinement.none(text, strength)
 
 
 def stacked_gate(guards: Sequence[FittedGuard], device: torch.device | str) -> PromptGate:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from steering.images.conditioning import Conditioning
-from steering.images.embedding import Refinement
 from steering.images.guidance import Predictions
 from steering.methods.fitted import FittedGuard
-from steering.methods.prompt_score import PromptGate, stacked_gate
+from steering.methods.prompt_score import PromptGate, PromptGated, stacked_gate
 
 
 @dataclass(frozen=True)
@@ -68,26 +67,15 @@ def safety_term(
     return term, decay * at.memory + (1.0 - decay) * term
 
 
-class ConceptGuidance:
+class ConceptGuidance(PromptGated):
     """The parts that methods of this seam share: the extra conditions of each guard, the concept
     first, and a gate that is open for a guard without one."""
 
     per_guard = 1
 
     def __init__(self, names: Sequence[str], conditions: Conditioning, gate: PromptGate) -> None:
-        self.names: Sequence[str] = tuple(names)
+        super().__init__(names, gate)
         self.conditions: Conditioning | None = conditions
-        self._gate = gate
-
-    def sense(self, text: Conditioning) -> Tensor:
-        """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
-        return self._gate(text)
-
-    def act(
-        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
-    ) -> Refinement:
-        """Leaves the conditioning alone: the guards act at each denoising step."""
-        return Refinement.none(text, strength)
 
 
 class SafeGuidance(ConceptGuidance):

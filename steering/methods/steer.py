@@ -176,6 +176,9 @@ class SteerGuards:
         """See `RoomyGuards.tensors`."""
         return [*self._gates.tensors(), *self._schedules.tensors()]
 
+    def require_room(self, other: SteerGuards) -> None:
+        """See `RoomyGuards.require_room`: a stack of the same room always has it."""
+
     def take(self, other: SteerGuards) -> None:
         """See `RoomyGuards.take`."""
         self._gates.take(other._gates)

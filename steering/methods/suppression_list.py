@@ -160,15 +160,16 @@ class SuppressionLists:
         parts = [tensor for each in self._lists for tensor in each.tensors()]
         return [*parts, *self._schedules.tensors()]
 
-    def take(self, other: SuppressionLists) -> None:
-        """See `RoomyGuards.take`. Raises NoRoom, and changes nothing then, for a list that has
-        grown out of its room."""
+    def require_room(self, other: SuppressionLists) -> None:
+        """See `RoomyGuards.require_room`: there is none for a list that has grown out of it."""
         if other._layers != self._layers:
             raise NoRoom("suppression lists that sense at other layers have no place")
-        pairs = list(zip(self._lists, other._lists, strict=True))
-        for mine, theirs in pairs:
+        for mine, theirs in zip(self._lists, other._lists, strict=True):
             mine.require_room(theirs)
-        for mine, theirs in pairs:
+
+    def take(self, other: SuppressionLists) -> None:
+        """See `RoomyGuards.take`."""
+        for mine, theirs in zip(self._lists, other._lists, strict=True):
             mine.take(theirs)
         self._schedules.take(other._schedules)
         self.names, self.placements = other.names, other.placements

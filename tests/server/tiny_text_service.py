@@ -237,7 +237,8 @@ class TinyTextModel:
         return target
 
     def write_config(self, folder: Path, **server: Any) -> Path:
-        """A configuration with the policies `ACTION-GUARD` for each action and guard."""
+        """A configuration with the policies `ACTION-GUARD` for each action and guard; under
+        `open-GUARD` errors let a request pass, under `straight-late` answers do not go back."""
         names = ["always", "never", "late", "watchful", "other", "drawn"]
         lines = ["[server]", 'audit_log = "audit.jsonl"']
         lines += [f"{name} = {json.dumps(value)}" for name, value in server.items()]
@@ -249,6 +250,7 @@ class TinyTextModel:
                 lines += [f"[policies.{action}-{name}]", f'guards = ["{name}"]']
                 lines += [f'action = "{action}"']
             lines += [f"[policies.open-{name}]", f'guards = ["{name}"]', 'on_error = "open"']
+        lines += ["[policies.straight-late]", 'guards = ["late"]', "rewind = false"]
         path = folder / "config.toml"
         path.write_text("\n".join(lines) + "\n")
         return path

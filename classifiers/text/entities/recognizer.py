@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from classifiers.text.disguises.views import PLAIN
@@ -18,6 +18,8 @@ _PLACEHOLDER: Final = re.compile(
 )
 """What stands for a text that was cut out ("[PERSON_1]"), however a model spells it."""
 _LETTER: Final = re.compile(r"[^\W\d_]")
+_HALF: Final = re.compile("[\ud800-\udfff]")
+"""Half a character, which no model reads: JSON has it alone, a stream in two events."""
 
 
 class EntityRecognizer:
@@ -38,11 +40,11 @@ class EntityRecognizer:
         the model raises.
         """
         matches: list[Match] = []
-        for start, chunk in chunks_of(text):
-            for each in self._found(chunk):
-                if each.entity_type not in self._entities:
-                    continue
-                for first, last in _without_placeholders(chunk, each.start, each.end):
+        for start, chunk in chunks_of(_HALF.sub("\ufffd", text)):
+            found = [each for each in self._found(chunk) if each.entity_type in self._entities]
+            holes = [hole.span() for hole in _PLACEHOLDER.finditer(chunk)] if found else []
+            for each in found:
+                for first, last in _without_holes(chunk, holes, each.start, each.end):
                     place = start + first, start + last
                     matches.append(Match(*place, each.entity_type, PLAIN, float(each.score)))
         return without_overlaps(matches)
@@ -54,16 +56,18 @@ class EntityRecognizer:
             return list(self._analyze(chunk))
 
 
-def _without_placeholders(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """What is left of text[start:end] where placeholders stand in it."""
-    for hole in _PLACEHOLDER.finditer(text):
-        if hole.end() <= start:
+def _without_holes(
+    text: str, holes: Sequence[tuple[int, int]], start: int, end: int
+) -> Iterator[tuple[int, int]]:
+    """What is left of text[start:end] beside `holes`, which are in order."""
+    for first, last in holes:
+        if last <= start:
             continue
-        if hole.start() >= end:
+        if first >= end:
             break
-        if _LETTER.search(text, start, hole.start()):
-            yield start, hole.start()
-        start = hole.end()
+        if _LETTER.search(text, start, first):
+            yield start, first
+        start = last
     if start < end and _LETTER.search(text, start, end):
         yield start, end
 

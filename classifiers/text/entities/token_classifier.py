@@ -17,6 +17,8 @@ _STRIDE: Final = 32
 """Tokens that two windows of the model have in common."""
 _POSITIONS: Final = 512
 """The tokens of a window, where a model does not say how many it reads."""
+_FIRST_POSITION: Final = 2
+"""The position that RoBERTa and its kin give the first token, so that they read fewer."""
 _PREFIXES: Final = ("B-", "I-", "L-", "U-")
 """Of the labels of single tokens: where in an entity they stand."""
 
@@ -63,7 +65,7 @@ class _Windows:
 
     def __init__(self, network: Any, tokenizer: Any) -> None:
         positions = getattr(network.config, "max_position_embeddings", None) or _POSITIONS
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions - _FIRST_POSITION)
         self._pipeline = pipeline(
             "token-classification",
             model=network,

@@ -161,7 +161,10 @@ class EngineImageGenerator:
         remaining = list(range(len(prompts)))
         while remaining:
             starts = [self._start(fallbacks[i], brought[i], seeds[i]) for i in remaining]
-            rows = generated(self._engine, starts, advance)
+            try:
+                rows = generated(self._engine, starts, advance)
+            except ValueError as error:  # guards that cannot act on these images
+                raise DataError(f"the images cannot be generated: {error}") from error
             next_of = {
                 i: fallbacks[i].on_output(row.readings)
                 for i, row in zip(remaining, rows, strict=True)

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from guard.errors import DataError
 from guard.evaluation.m_erasure.guarded_loss import (
     Gradients,
     gradients_of,
@@ -116,6 +117,19 @@ class GuardedSampling:
         self._denoising = Denoising(family, stacks, sampler, forward=rows)
         self._writers = [row for row in plan.rows() if row.name in self._denoising.latents]
         self._trajectory = Trajectories(sampler, family).find(steps, None)
+        with torch.no_grad():
+            self._plain = family.unconditional([""])
+        self._require_windows()
+
+    def _require_windows(self) -> None:
+        """Raise DataError where a guidance guard can act in no step."""
+        guidance = self._denoising.guidance
+        guiding = [row for row in self._plan.rows() if row.acts and row.name in guidance]
+        try:
+            guidance.check(guiding, self._trajectory.schedule.sigma)
+        except ValueError as error:
+            self.close()
+            raise DataError(str(error)) from error
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -164,7 +178,7 @@ class GuardedSampling:
         that act on its generation."""
         guards = self._plan.prompt_rows()
         applied = self._prompts([prompt], [guards]).applied
-        negative = self._prompts.unconditional([""], [guards], applied.readings)
+        negative = self._prompts.unconditional([""], [guards], applied.readings, self._plain)
         return applied.text, negative, acting(guards, applied.readings[0], self._prompt_guards)
 
     def _excess(self, latents: Tensor) -> Tensor:

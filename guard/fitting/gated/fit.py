@@ -34,6 +34,7 @@ from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 from steering.methods.ablation import AblationGuard, AblationGuards
 from steering.methods.kif import KifGuard, KifGuards
+from steering.prompt import Prompt
 
 FORGET, RETAIN = 64, 96
 """Prompts of the train split whose states are read, at most."""
@@ -71,7 +72,7 @@ def fit_ablation(
     """Directional ablation: at each layer the direction from the last tokens of other prompts to
     those of the subject's. Raises DataError as `fit_kif`."""
     rng = random.Random(seed)
-    about, others = _read(chat, forget, retain, rng, progress)
+    about, others, _ = _read(chat, forget, retain, rng, progress)
     bases = subspaces.spanned(about.last, others.last, rank)
     first, last = max(gate.sense_layers), round(LAST_DEPTH * chat.depth)
     wide, half = range(first, last), range((first + last) // 2, last)
@@ -100,7 +101,7 @@ def fit_kif(
     if gate is None:
         rates.check(retain)
     rng = random.Random(seed)
-    about, others = _read(chat, forget, retain, rng, progress)
+    about, others, ordinary = _read(chat, forget, retain, rng, progress)
     separation = subspaces.separation(about.mean, others.mean, seed)
     if gate is None:
         first, end = (round(share * chat.depth) for share in SENSE_DEPTHS)
@@ -109,7 +110,7 @@ def fit_kif(
         signature = subspaces.standardised(about.mean, others.mean)[layer]
         gate = _signature_gate(chat, layer, signature, forget, retain, rates, progress)
     bases = subspaces.spanned(about.mean, others.mean, rank)
-    levels = subspaces.levels(others.mean, bases)
+    levels = subspaces.levels(chat, ordinary, bases, progress)
     first, last = max(gate.sense_layers), round(LAST_DEPTH * chat.depth)
     best = first + int(separation[first:last].argmax())
     guards = [
@@ -135,7 +136,8 @@ def _read(
     retain: Sequence[RetainPrompt],
     rng: random.Random,
     progress: Stages,
-) -> tuple[PromptStates, PromptStates]:
+) -> tuple[PromptStates, PromptStates, list[Prompt]]:
+    """The states of prompts to forget and of those to retain, and the latter prompts."""
     about = sample(in_split(forget, "train"), FORGET, rng)
     others = sample(in_split(retain, "train"), RETAIN, rng)
     if len(about) < 2 or len(others) < 2:
@@ -147,6 +149,7 @@ def _read(
     return (
         PromptStates(states.mean[:count], states.last[:count]),
         PromptStates(states.mean[count:], states.last[count:]),
+        prompts[count:],
     )
 
 

@@ -56,29 +56,31 @@ def import_overlay(
     base = Base({"": chat.model})
     difference = read_difference(request.source, base, None)
     linears = decoder_linears(chat.model)
-    changes = {name: each for name, each in difference.changes.items() if name in linears}
     outside = [name for name in difference.changes if name not in linears]
-    dropped = {**difference.dropped, **({OUTSIDE: outside} if outside else {})}
-    if not changes:
+    difference = difference.without(outside, OUTSIDE)
+    if not difference.changes:
         raise DataError(
             f"{request.source}: changes no linear layer inside the decoder layers of {chat.name!r}"
         )
     # factors that are taken as they are need no more than that their layers run
-    exact = request.rank is None and all(each.write is not None for each in changes.values())
+    exact = request.rank is None and all(
+        each.write is not None for each in difference.changes.values()
+    )
     asked = [chat.prompt(concept)] if exact else prompts
     if not asked:
         raise DataError(
             f"{request.source}: what it changes has to be cut to a rank, on prompts that the model "
             "is asked: give --forget and --retain"
         )
-    recorded = _recorded(chat, base, changes, asked, progress)
-    factors = factors_of(changes, recorded, request.rank, RANK)
+    recorded = _recorded(chat, base, difference.changes, asked, progress)
+    difference = difference.run(recorded, request.source)
+    factors = factors_of(difference.changes, recorded, request.rank, RANK)
     factors.require_kept(request.least_share)
     settings = {
         "rereads": request.rereads,
         "source": request.source.name,
         "layout": difference.layout,
-        "dropped": {kind: list(names) for kind, names in dropped.items()},
+        "dropped": {kind: list(names) for kind, names in difference.dropped.items()},
         **factors.settings(),
     }
     return gated_artifact(

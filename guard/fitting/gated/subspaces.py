@@ -33,8 +33,7 @@ def read(chat: ChatModel, prompts: Sequence[Prompt], stage: str, progress: Stage
     last = torch.zeros_like(mean)
     advance = progress(stage, len(prompts))
     for i, states in chat.states(prompts, range(chat.depth), advance):
-        own = states[shared:] if len(states) > shared else states[-1:]
-        mean[i], last[i] = own.mean(0), states[-1]
+        mean[i], last[i] = _own(states, shared).mean(0), states[-1]
     return PromptStates(mean, last)
 
 
@@ -74,11 +73,25 @@ def standardised(forget: Tensor, retain: Tensor) -> Tensor:
     return signature / deviation
 
 
-def levels(states: Tensor, directions: Tensor) -> Tensor:
-    """Mean and deviation `[layers, 2]` of the size of the part of `states` in `directions [layers,
-    rank, width]`."""
-    size = torch.einsum("nlw,lrw->nlr", states, directions).norm(dim=-1)
-    return torch.stack([size.mean(0), size.std(0).clamp(min=1e-6)], -1)
+def levels(
+    chat: ChatModel, prompts: Sequence[Prompt], directions: Tensor, progress: Stages
+) -> Tensor:
+    """Mean and deviation `[layers, 2]` of the size of the part of a token's state in `directions
+    [layers, rank, width]`, over the own tokens of prompts: guards act token by token, and the mean
+    state of a prompt has less of it."""
+    shared = max(shared_prefix(prompts), 1)
+    advance = progress("measuring directions", len(prompts))
+    sizes = [
+        torch.einsum("tlw,lrw->tlr", _own(states, shared), directions).norm(dim=-1)
+        for _, states in chat.states(prompts, range(chat.depth), advance)
+    ]
+    tokens = torch.cat(sizes)
+    return torch.stack([tokens.mean(0), tokens.std(0).clamp(min=1e-6)], -1)
+
+
+def _own(states: Tensor, shared: int) -> Tensor:
+    """The tokens of a prompt behind what all begin with; the last one where there is no other."""
+    return states[shared:] if len(states) > shared else states[-1:]
 
 
 def _drawn(states: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

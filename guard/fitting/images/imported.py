@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from guard.artifact import Artifact
 from guard.data.concept import Concept
-from guard.errors import DataError, ModelError
+from guard.errors import ModelError
 from guard.fitting.images.training_free import EncodedConcept, perhaps_gated
 from guard.fitting.overlays.base import Base
 from guard.fitting.overlays.changes import Change
@@ -60,16 +60,13 @@ def fit_import(
     base = base_of(image_model.family)
     difference = read_difference(request.source, base, request.component)
     recorded = _recorded(image_model, base, difference.changes, concept, request.prompts, progress)
-    idle = [name for name in difference.changes if name not in recorded]
+    difference = difference.run(recorded, request.source)
     factors = factors_of(difference.changes, recorded, request.rank, RANK)
     factors.require_kept(request.least_share)
-    if not factors.reads:
-        raise DataError(f"{request.source}: changes only layers that the base never runs")
-    dropped = {**difference.dropped, **({"layers that never run": idle} if idle else {})}
     origin = {
         "source": request.source.name,
         "layout": difference.layout,
-        "dropped": {kind: list(names) for kind, names in dropped.items()},
+        "dropped": {kind: list(names) for kind, names in difference.dropped.items()},
     }
     return overlay_artifact(image_model, concept, encoded, rates, factors, origin)
 

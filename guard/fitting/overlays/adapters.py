@@ -88,21 +88,20 @@ def _change(
     the layer."""
     down, up = weights.tensor(names.down).float(), weights.tensor(names.up).float()
     weight: Tensor = module.weight  # type: ignore[assignment]
-    rank = len(down)
+    rank = down.shape[0] if down.ndim else 0
     # a convolution of one place and a linear layer are the same
     fits = _trimmed(down.shape[1:]) == _trimmed(weight.shape[1:]) and up.shape[:2] == (
         len(weight),
         rank,
     )
-    if not fits or prod(up.shape[2:]) != 1:
+    if not rank or not fits or prod(up.shape[2:]) != 1:
         raise DataError(
             f"{weights.label}: {names.down!r:.120} and {names.up!r:.120} are {list(down.shape)} "
             f"and {list(up.shape)}, which does not fit a layer of {list(weight.shape)}: it is of "
             "another model"
         )
     if of is None:
-        alpha = None if names.alpha is None else float(weights.tensor(names.alpha))
-        scale = 1.0 if alpha is None else alpha / rank
+        scale = 1.0 if names.alpha is None else _alpha(weights, names.alpha) / rank
     elif of.rank_of(stem) == rank:
         scale = of.scale_of(stem)
     else:
@@ -113,6 +112,15 @@ def _change(
     if not bool(down.any()) or not bool(up.any()) or not scale:
         return None
     return Change(down.reshape(rank, *weight.shape[1:]), scale * up.flatten(1))
+
+
+def _alpha(weights: Weights, name: str) -> float:
+    alpha = weights.tensor(name)
+    if alpha.numel() != 1:
+        raise DataError(
+            f"{weights.label}: {name!r:.120} is {list(alpha.shape)}, where an alpha is one number"
+        )
+    return float(alpha)
 
 
 def _trimmed(shape: torch.Size) -> tuple[int, ...]:

@@ -33,9 +33,13 @@ class Base:
 
     @cached_property
     def parameters(self) -> Mapping[str, Mapping[str, str]]:
-        """Component → the bare name of each of its parameters → its name."""
+        """Component → the bare name of each of its parameters → its name; one that is tied has
+        several."""
         return {
-            component: {bare_name(name): name for name, _ in network.named_parameters()}
+            component: {
+                bare_name(name): name
+                for name, _ in network.named_parameters(remove_duplicate=False)
+            }
             for component, network in self.networks.items()
         }
 
@@ -91,6 +95,14 @@ class Base:
                 f"{self.called(others[0])}: say which it is for with --component"
             )
         return best
+
+    def named(self, name: str) -> str:
+        """The component that files call so. Raises DataError where there is none."""
+        component = self.aliases.get(name, name)
+        if component not in self.networks:
+            known = ", ".join(self.called(of) for of in self.networks)
+            raise DataError(f"--component: the base has no {name!r:.120}: it has {known}")
+        return component
 
     def called(self, component: str) -> str:
         """What files call a component."""

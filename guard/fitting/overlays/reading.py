@@ -21,13 +21,13 @@ def read_difference(source: Path, base: Base, component: str | None = None) -> D
 
     A folder is one of diffusers or transformers (a pipeline or a network of it) or an adapter of
     PEFT; a file has whole weights, of some layers or all, or factors as kohya-ss, diffusers or PEFT
-    name them. `component` says which network names without a prefix are of; without it, the one
-    that has most of them. The weights are read on the CPU.
+    name them. `component` says which network names without a prefix are of, as the pipeline calls
+    it; without it, the one that has most of them. The weights are read on the CPU.
 
     Raises DataError for a pickle, a layout that is not known, weights of another model, values that
     are not finite, two changes of one layer, and no change at all.
     """
-    parts = list(_parts(source, base, component))
+    parts = list(_parts(source, base, None if component is None else base.named(component)))
     changes: dict[str, Change] = {}
     dropped: dict[str, list[str]] = {}
     for part in parts:

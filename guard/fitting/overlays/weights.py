@@ -123,7 +123,14 @@ def _shards(index: Path) -> list[Path]:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{index}: cannot be read as JSON") from error
     shards = content.get("weight_map") if isinstance(content, Mapping) else None
-    names = set(shards.values()) if isinstance(shards, Mapping) else set()
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    names = list(shards.values()) if isinstance(shards, Mapping) else []
+    if not names or not all(map(_is_shard, names)):
         raise DataError(f"{index}: has no weight_map with the files beside it")
-    return [index.parent / name for name in sorted(names)]
+    return [index.parent / name for name in sorted(set(names))]
+
+
+def _is_shard(name: object) -> bool:
+    """Whether this is the name of a file of weights, and no path that leads elsewhere."""
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    return Path(name).name == name and name.endswith(".safetensors")

@@ -82,8 +82,12 @@ class ChannelBuffer:
     @property
     def free(self) -> int:
         """The position up to which text may be sent."""
-        if self._waits:
-            return self.sent
+        settled = self._settled
+        return self.sent if self._waits else settled
+
+    @property
+    def _settled(self) -> int:
+        """The position up to which what has been found stays as it is."""
         if self._plain is not None:
             return self._plain.free
         # each value is asked once, since it asks those in it

@@ -67,18 +67,21 @@ class WaitingEvent:
 
 class EventQueue:
     """`guard_object` makes the `guard` object of the event that carries the verdict; `put_back`
-    gives the rows of an event those that the app had for them."""
+    gives the rows of an event those that the app had for them. At most MAX_WAITING events wait, of
+    `most_bytes` in all."""
 
     def __init__(
         self,
         stream_format: StreamFormat,
         guard_object: Callable[[], Mapping[str, Any] | None],
         put_back: Callable[[TakenVerdicts, dict[str, Any]], None],
+        most_bytes: int,
     ) -> None:
         self._format, self._guard_object = stream_format, guard_object
         self._put_back = put_back
         self._count = itertools.count()
-        self._size = 0
+        self._size = self._bytes = 0
+        self._most_bytes = most_bytes
         self._last: WaitingEvent | None = None
         # those up to the next event that waits for all others, which is the first of the rest
         self._groups: dict[Group, deque[WaitingEvent]] = {}
@@ -92,12 +95,15 @@ class EventQueue:
         event.number = next(self._count)
         self._last = event
         self._size += 1
+        self._bytes += len(event.raw)
         if self._rest or not event.groups:
             self._rest.append(event)
         else:
             self._groups.setdefault(event.groups[0], deque()).append(event)
         if self._size > MAX_WAITING:
-            raise BrokenStream(f"more than {MAX_WAITING} events come without text")
+            raise BrokenStream(f"more than {MAX_WAITING} events wait to be read")
+        if self._bytes > self._most_bytes:
+            raise BrokenStream(f"more than {self._most_bytes} bytes wait to be read")
 
     def first_held(self, group: Group) -> WaitingEvent | None:
         """The first event of `group` with text that is not free, of those that wait for none."""
@@ -133,12 +139,14 @@ class EventQueue:
             self._rest = deque(event for event in self._rest if group not in event.groups)
         first = next((event for event in dropped if event.parts), None)
         self._size -= len(dropped)
+        self._bytes -= sum(len(event.raw) for event in dropped)
         self._last = None
         return self._free_part(first) if first else b""
 
     def clear(self) -> None:
         """Drop all events."""
-        self._groups, self._rest, self._size, self._last = {}, deque(), 0, None
+        self._groups, self._rest, self._last = {}, deque(), None
+        self._size = self._bytes = 0
 
     def _free_of(self, group: Group) -> list[WaitingEvent]:
         """Take the events at the head of `group` that are free."""
@@ -156,6 +164,7 @@ class EventQueue:
 
     def _leave(self, event: WaitingEvent) -> bytes:
         self._size -= 1
+        self._bytes -= len(event.raw)
         if event is self._last:
             self._last = None
         return self._serialize(event)

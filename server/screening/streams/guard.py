@@ -70,7 +70,9 @@ class StreamGuard:
         # a match longer than that is found where it goes on
         self._lookback = max(LOOKBACK, plan.longest) if self._reads else restoration
         self._reader = EventReader(event_limit)
-        self._queue = EventQueue(stream_format, screens.guard_object, screens.put_back)
+        self._queue = EventQueue(
+            stream_format, screens.guard_object, screens.put_back, 2 * event_limit
+        )
         self._heads = [screen for screen in plan.answering if screen.head is not None]
         self._lists = [screen for screen in plan.answering if screen.head is None]
         # two names of two texts would be one

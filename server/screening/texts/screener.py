@@ -36,7 +36,8 @@ MAX_ENCODED_BYTES = 1_000_000
 """Bytes (UTF-8) of the texts of a request that classifiers have not read before: some 2,500 windows
 of the encoder. Characters of all its texts where entities are looked for."""
 _BATCH_BYTES = 4096
-"""Bytes of a batch of the encoder, unless one text is longer: about 50 ms of one core."""
+"""Bytes of a batch of the encoder, unless one text is longer: about 50 ms of one core, and twice as
+much where sentences are read too."""
 _TEXT_COST = 350
 """What a text costs patterns beside its characters, in characters."""
 _INLINE_COST = 16_000

@@ -1,4 +1,5 @@
-"""The call of a caller's pipeline, from outside: what begins and ends it, and what it runs."""
+"""The call of a caller's pipeline, from outside: what begins and ends it, what it runs, and what it
+was asked for."""
 
 from __future__ import annotations
 
@@ -8,8 +9,12 @@ from functools import wraps
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from steering.engines.diffusion.families import Family
+from steering.engines.diffusion.sampling.samplers import Sampler
+from steering.engines.diffusion.sampling.trajectories import Trajectories, Trajectory
 from steering.engines.errors import Unfollowed
 
 _CALLBACK = "callback_on_step_end"
@@ -100,3 +105,40 @@ def _version(value: Any) -> int | None:
     if not isinstance(value, Tensor) or value.is_inference():
         return None
     return value._version
+
+
+def trajectory_of_call(family: Family, sampler: Sampler) -> Trajectory:
+    """The trajectory of the running call in the tables of `sampler`. Raises Unfollowed for one that
+    these do not have."""
+    scheduler = family.scheduler
+    if scheduler.num_inference_steps is None:
+        raise Unfollowed(
+            "the denoiser was run outside of a call, which cannot be guarded: attach guards to a "
+            "pipeline once"
+        )
+    try:
+        trajectory = Trajectories(sampler, family).find(int(scheduler.num_inference_steps), None)
+    except ValueError as error:
+        raise Unfollowed(str(error)) from error
+    timesteps = scheduler.timesteps.double().cpu()
+    known = trajectory.schedule.timestep.double().cpu()
+    if len(timesteps) != len(known) or not torch.allclose(timesteps, known, atol=1e-2):
+        raise Unfollowed(
+            "timesteps or sigmas that a call sets itself cannot be guarded: leave them out"
+        )
+    return trajectory
+
+
+def guidance_scale(
+    family: Family, unconditional: Tensor, conditional: Tensor, guided: Tensor
+) -> Tensor:
+    """The guidance scale of the running call, `[rows]`: the pipeline's own, or that by which the
+    `guided [rows, ...]` prediction was made of the other two."""
+    kept = family.default_guidance == "guidance_scale"
+    known = getattr(family.pipeline, "guidance_scale", None) if kept else None
+    if known:
+        return torch.full((len(guided),), float(known), device=guided.device)
+    # some pipelines do not keep it: it is the projection of the output on the guidance
+    along = (conditional - unconditional).flatten(1)
+    reached = (guided.float() - unconditional).flatten(1)
+    return (reached * along).sum(1) / along.square().sum(1).clamp(min=1e-12)

@@ -154,15 +154,19 @@ class DiffusionEngine:
             raise ValueError(f"a seed must lie in 0..2**63-1, not {start.seed}")
         if not np.isfinite(start.guidance):
             raise ValueError("guidance must be a finite number")
-        self._denoising.latents.check(
-            start.guards, self._trajectories.find(start.steps, start.initial)
-        )
+        trajectory = self._trajectories.find(start.steps, start.initial)
+        self._denoising.latents.check(start.guards, trajectory)
         self.family.check_learned(start.prompt, start.embeddings)
-        guiding = [g.name for g in start.guards if g.acts and g.name in self._denoising.guidance]
+        guidance = self._denoising.guidance
+        guiding = [guard for guard in start.guards if guard.acts and guard.name in guidance]
         if guiding and self.family.distilled:
-            raise ValueError(f"{guiding[0]} acts on guidance, which this model has as an input")
+            name = guiding[0].name
+            raise ValueError(f"{name} acts on guidance, which this model has as an input")
         if guiding and start.guidance <= 1:
-            raise ValueError(f"{guiding[0]} acts on guidance, which takes a scale of more than 1")
+            name = guiding[0].name
+            raise ValueError(f"{name} acts on guidance, which takes a scale of more than 1")
+        if guiding:
+            guidance.check(guiding, trajectory.schedule.sigma)
 
     # guards may take gradients, which tensors made in inference mode do not
     @torch.inference_mode(False)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steering.engines.diffusion.calls import guidance_scale, trajectory_of_call
 from steering.engines.diffusion.denoising import Denoising, Predicted
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.rows import beside
 from steering.engines.diffusion.sampling.samplers import Sampler
-from steering.engines.diffusion.sampling.trajectories import Trajectories, Trajectory
+from steering.engines.diffusion.sampling.trajectories import Trajectory
 from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading, acting
@@ -218,10 +219,13 @@ class StepFollower:
         if any(guiding):
             self._require_guidance()
         if any(guiding) or self._writing:
-            self._trajectory = self._find_trajectory()
+            self._trajectory = trajectory_of_call(self._family, denoising.sampler)
             sigmas = self._trajectory.schedule.sigma
-            for row, guards in enumerate(guiding):
-                guidance.add(row, guards, sigmas)
+            try:
+                for row, guards in enumerate(guiding):
+                    guidance.add(row, guards, sigmas)
+            except ValueError as error:
+                raise Unfollowed(str(error)) from error
             guidance.advance([0] * self._rows)
         self._carry_overlays()
         if self._writing:
@@ -246,7 +250,6 @@ class StepFollower:
             self._denoising.latents.add(row, self._writing, trajectory, seed)
 
     def _require_guidance(self) -> None:
-        pipeline = self._family.pipeline
         names = sorted(
             {g.name for row in self._acting for g in row if g.name in self._denoising.guidance}
         )
@@ -254,30 +257,8 @@ class StepFollower:
             raise Unfollowed(
                 f"{names[0]} acts on guidance: ask for classifier-free guidance of more than 1"
             )
-        if getattr(pipeline, "guidance_rescale", 0.0):
+        if getattr(self._family.pipeline, "guidance_rescale", 0.0):
             raise Unfollowed(f"{names[0]} acts on guidance, and guidance_rescale does too")
-
-    def _find_trajectory(self) -> Trajectory:
-        """The trajectory of the call in the sampler's tables. Raises Unfollowed."""
-        scheduler, sampler = self._family.scheduler, self._denoising.sampler
-        if scheduler.num_inference_steps is None:
-            raise Unfollowed(
-                "the denoiser was run outside of a call, which cannot be guarded: attach guards to "
-                "a pipeline once"
-            )
-        try:
-            trajectory = Trajectories(sampler, self._family).find(
-                int(scheduler.num_inference_steps), None
-            )
-        except ValueError as error:
-            raise Unfollowed(str(error)) from error
-        timesteps = scheduler.timesteps.double().cpu()
-        known = trajectory.schedule.timestep.double().cpu()
-        if len(timesteps) != len(known) or not torch.allclose(timesteps, known, atol=1e-2):
-            raise Unfollowed(
-                "timesteps or sigmas that a call sets itself cannot be guarded: leave them out"
-            )
-        return trajectory
 
     # -- the scheduler ----------------------------------------------------------------------------
 
@@ -335,7 +316,9 @@ class StepFollower:
             return model_output
         at = self._at(trajectory)
         timesteps, shrink = denoising.sampler.inputs(at)
-        scale = self._scale(predicted, model_output)
+        scale = guidance_scale(
+            self._family, predicted.unconditional, predicted.conditional, model_output
+        )
         extra = self._extra(sample.float() * beside(shrink, sample), timesteps, scale)
         guided = denoising.guided(
             Predicted(predicted.unconditional, predicted.conditional, extra),
@@ -346,17 +329,6 @@ class StepFollower:
         )
         touched = beside(denoising.guidance.touched(self._rows), sample)
         return torch.where(touched, guided.to(model_output.dtype), model_output)
-
-    def _scale(self, predicted: Predicted, model_output: Tensor) -> Tensor:
-        """The guidance scale of the call, `[rows]`."""
-        kept = self._family.default_guidance == "guidance_scale"
-        known = getattr(self._family.pipeline, "guidance_scale", None) if kept else None
-        if known:
-            return torch.full((self._rows,), float(known), device=model_output.device)
-        # some pipelines do not keep it: it is the projection of the output on the guidance
-        along = (predicted.conditional - predicted.unconditional).flatten(1)
-        reached = (model_output.float() - predicted.unconditional).flatten(1)
-        return (reached * along).sum(1) / along.square().sum(1).clamp(min=1e-12)
 
     def _extra(self, inputs: Tensor, timesteps: Tensor, scale: Tensor) -> Tensor:
         """Predictions under the extra conditions of guidance guards."""

@@ -81,6 +81,27 @@ def test_a_natural_step_goes_uphill_as_far_as_it_says() -> None:
     assert float(divergence(run, retain).detach()) == pytest.approx(0.01, rel=0.1)
 
 
+def test_padding_is_no_part_of_the_metric() -> None:
+    model = tiny_model()
+    differences = Differences(model, ("down_proj",), range(0, 4), None)
+    run, rows = Forwards(model, differences), [*data().retain]
+
+    def sums(batches: list[Batch]) -> natural_gradient.Factors:
+        factors = natural_gradient.Factors(differences.linears)
+        for batch in batches:
+            factors.begin(batch)
+            every, _ = run.log_probabilities(batch)
+            every.square().sum().backward()
+        factors.remove()
+        return factors
+
+    padded, alone = sums([Batch.of(rows)]), sums([Batch.of([row]) for row in rows])
+    assert padded.tokens == alone.tokens == sum(len(row.prompt) + 3 for row in rows)
+    for name in ("inputs", "outputs"):
+        for one, other in zip(getattr(padded, name), getattr(alone, name), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
 def test_a_run_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "EVERY", 2)
     what = eraser(negative_preference.loss, 2)

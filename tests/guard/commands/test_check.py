@@ -57,6 +57,7 @@ def test_check_shows_a_guard_in_shadow(good: Path) -> None:
 def test_check_says_what_becomes_of_answers(good: Path) -> None:
     plain = run("check", good).stdout
     assert "guards decide on the whole conversation" in plain and "message" not in plain
+    assert "whole and steered answers go back" in " ".join(plain.split())
     table = "[policies.strict]\n"
     assert table in GOOD
     keys = 'actions = { hp = "say" }\nscope = "turn"\nrewind = true\nmessage = "Not here."\n'
@@ -64,12 +65,15 @@ def test_check_says_what_becomes_of_answers(good: Path) -> None:
     output = " ".join(run("check", good).stdout.split())
     for words in (
         "guards decide on the user's last turn (hp: say)",
-        "answers go back to their last sentence's end",
         'message "Not here."',
     ):
         assert words in output, words
+    assert "go back" not in output, "a message ends them"
     strict = json.loads(run("check", good, "--json").stdout)["policies"]["strict"]
     assert strict["message"] == "Not here." and strict["actions"] == {"hp": "say"}
+    for rewind, words in (("true", ", answers go back"), ("false", ", answers never go back")):
+        good.write_text(GOOD.replace(table, f"{table}rewind = {rewind}\n"), "utf-8")
+        assert words in " ".join(run("check", good).stdout.split())
 
 
 IMAGES = """

@@ -355,6 +355,8 @@ def test_which_answers_go_back(
     assert plan_of(model, guard, **policy).rewinds == rewinds
     shadow = guard.model_copy(update={"shadow": True})
     assert plan_of(model, shadow, **policy).rewinds == "never"
+    on_the_prompt = guard.model_copy(update={"recheck": False})
+    assert plan_of(model, on_the_prompt, **policy).rewinds == "never"
 
 
 def test_policies_of_plain_keys_run_anywhere(model: Any, save: Save) -> None:

@@ -101,6 +101,7 @@ def test_an_overlay_acts_on_the_rows_of_its_policy(model: Any, save: Save) -> No
         ({"groups": {"1": [UP]}}, "no tensor 'reads.1'"),
         ({"rereads": "yes"}, "must be true or false"),
         ({"sense_layers": [7]}, "layers .7. do not exist"),
+        ({"recheck": 0.5}, "an overlay of linear layers decides on the prompt alone"),
     ],
 )
 def test_an_overlay_that_does_not_fit_breaks_its_policy(
@@ -116,6 +117,10 @@ def test_it_has_no_threshold_of_generated_tokens(model: Any, save: Save) -> None
     plan = LanguagePlans(config_of(save(), recheck=0.5), model, name="tiny")["p"]
     with pytest.raises(GuardFailed, match="decides on the prompt alone: leave out recheck"):
         plan.require_whole()
+
+
+def test_an_answer_under_it_alone_is_not_held_back(model: Any, save: Save) -> None:
+    assert LanguagePlans(config_of(save()), model, name="tiny")["p"].rewinds == "never"
 
 
 def test_vllm_refuses_it(model: Any, save: Save) -> None:

@@ -58,7 +58,10 @@ def test_a_guard_that_blocks_an_answer_cuts_it_before_the_token_it_fired_on(
     late = tiny_model.late
     bare, blocked, steered = answers(
         shared,
-        *(request(shared, policy, late.prompt) for policy in ("none", "block-late", "steer-late")),
+        *(
+            request(shared, policy, late.prompt)
+            for policy in ("none", "block-late", "straight-late")
+        ),
     )
     assert blocked.finished.reason == "content_filter"
     (guard,) = blocked.finished.verdict.guards

@@ -16,8 +16,9 @@ from steering.methods import method_named
 from steering.methods.ablation import AblationGuard, AblationGuards
 from steering.methods.fitted import FittedGuard
 from steering.methods.kif import KifGuard, KifGuards
+from steering.methods.steer import SteerGuards
 from tests.steering.engines.driver import generated, ids, serve, start
-from tests.steering.tiny import LAYERS, WIDTH, prompt, tiny_model
+from tests.steering.tiny import LAYERS, WIDTH, prompt, random_guard, tiny_model
 
 ROOM = Room(guards=4, steps=8, pool=4, most=2)
 
@@ -113,6 +114,23 @@ def test_guards_are_replaced_in_place(make: Any) -> None:
     assert torch.allclose(kept.sense(1, h)[:, :2], other.sense(1, h), atol=1e-5)
     with pytest.raises(NoRoom, match="rank 1"):
         kept.take(HiddenBank([stack([make("b", rank=1)])]))
+
+
+@pytest.mark.parametrize("make", [ablation, kif])
+def test_where_one_stack_has_no_room_no_other_is_replaced(make: Any) -> None:
+    stack = AblationGuards if make is ablation else KifGuards
+
+    def bank(seed: int, rank: int) -> HiddenBank:
+        steering = SteerGuards([random_guard("steer", seed=seed)])
+        return HiddenBank([steering, stack([make("a", rank=rank, seed=seed)])])
+
+    kept = HiddenBank(bank(0, 2).stacks, room=ROOM)
+    held = [tensor.clone() for tensor in kept.tensors()]
+    with pytest.raises(NoRoom, match="rank 1"):
+        kept.take(bank(1, 1))
+    assert all(map(torch.equal, kept.tensors(), held)) and {*kept.index} == {"steer", "a"}
+    kept.take(bank(1, 2))
+    assert not all(map(torch.equal, kept.tensors(), held))
 
 
 @pytest.mark.parametrize("make", [ablation, kif])

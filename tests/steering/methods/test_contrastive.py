@@ -131,10 +131,14 @@ def test_guards_with_other_windows_on_one_row_and_on_its_neighbour() -> None:
     assert guidance.extra_rows.tolist() == [0]
 
 
-def test_a_window_between_two_steps_is_never_entered() -> None:
+def test_a_guard_that_could_act_in_no_step_is_refused() -> None:
     guidance = Guidance([contrastive.stack([make("a", 0, "ant", sigma_low=4.0, sigma_high=5.0)])])
-    guidance.add(0, [RowGuard("a", 0.0, 1.0)], SIGMAS)
-    assert not any(guidance.advance([step]) and len(guidance.extra_rows) for step in range(5))
+    guidance.add(0, [])
+    for put in (guidance.check, lambda guards, sigmas: guidance.add(0, guards, sigmas)):
+        with pytest.raises(ValueError, match="a acts at noise levels from 4 to 5, and none of the"):
+            put([RowGuard("a", 0.0, 1.0)], SIGMAS)
+    assert not len(guidance)
+    guidance.check([RowGuard("a", 0.0, 1.0)], [*SIGMAS, 4.5])
 
 
 def test_a_window_needs_noise_levels() -> None:

@@ -82,6 +82,13 @@ def test_a_long_text_is_read_to_its_end(saved: Callable[[str], Path], name: str)
 
 
 @pytest.mark.parametrize("name", SAVED)
+def test_half_a_character_hides_no_name(saved: Callable[[str], Path], name: str) -> None:
+    text = "Alan Turing lives in Paris. \ud83d"
+    found = _load(saved(name), "PERSON").find(text)
+    assert [(match.start, match.end) for match in found] == [(0, 11)]
+
+
+@pytest.mark.parametrize("name", SAVED)
 def test_an_entity_that_a_model_does_not_find_is_refused(
     saved: Callable[[str], Path], name: str
 ) -> None:
@@ -93,6 +100,27 @@ def test_a_label_of_the_models_own_counts_under_its_name(saved: Callable[[str], 
     text = "The Difference Engine is in London."
     (match,) = _load(saved("ruler"), "PRODUCT").find(text)
     assert text[match.start : match.end] == "Difference Engine" and match.label == "PRODUCT"
+
+
+def test_a_model_whose_positions_begin_later_reads_long_texts(tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaForTokenClassification
+
+    folder = save_token_classifier(tmp_path / "model")
+    tokens = json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"]
+    labels = {0: "O", 1: "B-PER"}
+    config = RobertaConfig(
+        vocab_size=tokens,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=66,
+        pad_token_id=1,
+        id2label=labels,
+        label2id={label: index for index, label in labels.items()},
+    )
+    RobertaForTokenClassification(config).save_pretrained(folder)
+    _load(folder, "PERSON").find("Ada " * 200)
 
 
 def test_labels_without_a_name_for_it_are_the_models_own(tmp_path: Path) -> None:

@@ -138,6 +138,14 @@ def test_what_looks_the_same_is_drawn_the_same(drawer: EngineImageGenerator) -> 
         assert not equal[1]
 
 
+def test_guards_that_cannot_act_on_the_images_are_an_error_in_one_line(
+    made: tuple[Config, Family, Path],
+) -> None:
+    generator = EngineImageGenerator(made[0], _suite(guidance=1.0), made[1])
+    with pytest.raises(DataError, match="cannot be generated: guide acts on guidance, which takes"):
+        _draw(generator, ["a knife"], "knife-guide")
+
+
 def test_watching_changes_nothing(drawer: EngineImageGenerator) -> None:
     (look,) = drawer.inspect(["a knife"], ["knife-watched"])
     assert look.same and look.fired

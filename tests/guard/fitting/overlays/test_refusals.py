@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,18 @@ FILES: dict[str, tuple[Callable[[], State], str]] = {
     "factors of two ranks": (
         lambda: factors() | {f"{KOHYA}.lora_up.weight": torch.ones(16, 3)},
         r"are \[2, 16\] and \[16, 3\], which does not fit",
+    ),
+    "factors of no rank": (
+        lambda: factors(rank=0) | {f"{KOHYA}.alpha": torch.tensor(4.0)},
+        r"are \[0, 16\] and \[16, 0\], which does not fit",
+    ),
+    "a factor that is a number": (
+        lambda: factors() | {f"{KOHYA}.lora_down.weight": torch.tensor(1.0)},
+        r"are \[\] and \[16, 2\], which does not fit",
+    ),
+    "several alphas for one layer": (
+        lambda: factors() | {f"{KOHYA}.alpha": torch.ones(2)},
+        r"alpha' is \[2\], where an alpha is one number",
     ),
     "a factor without the other": (
         lambda: {f"{KOHYA}.lora_up.weight": torch.ones(16, 2)},
@@ -166,7 +179,11 @@ def test_what_is_not_there_or_no_checkpoint(tmp_path: Path) -> None:
         read_difference(tmp_path, base())
 
 
-@pytest.mark.parametrize("index", ["[]", "{", '{"weight_map": {"a": "../a.safetensors"}}'])
+SHARDS: list[object] = ["../a.safetensors", "..", "a\0.safetensors", ["a.safetensors"], {}, None, 3]
+INDICES = ["[]", "{", *(json.dumps({"weight_map": {"a": shard}}) for shard in SHARDS)]
+
+
+@pytest.mark.parametrize("index", INDICES)
 def test_an_index_names_files_beside_it(index: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(DataError, match="index.json: (cannot be read|has no weight_map)"):
@@ -208,7 +225,12 @@ def test_a_component_can_be_named(tmp_path: Path) -> None:
     source, expected = whole_network(tmp_path / "mine")
     with pytest.raises(DataError, match="weights that the base has not"):
         read_difference(source, base(), "text_encoder")
-    assert len(read_difference(source, base(), "").changes) == len(expected)
+    for name in ("unet", ""):
+        assert len(read_difference(source, base(), name).changes) == len(expected)
+    state = load_file(next(source.glob("*.safetensors")) if source.is_dir() else source)
+    save_file({f"unet.{key}": values for key, values in state.items()}, tmp_path / "p.safetensors")
+    with pytest.raises(DataError, match="--component: the base has no 'vae': it has unet, text_"):
+        read_difference(tmp_path / "p.safetensors", base(), "vae")
 
 
 def test_an_alpha_scales_a_layer(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class _Case:
     """Events of some groups, each one character long; group 0 stands for events without."""
 
     def __init__(self) -> None:
-        self.queue = EventQueue(ChatFormat(), dict, lambda verdicts, event: None)
+        self.queue = EventQueue(ChatFormat(), dict, lambda verdicts, event: None, 2**20)
         self.buffers = {group: _Buffer() for group in range(1, 4)}
         self.lengths = dict.fromkeys(self.buffers, 0)
         self.waiting: list[tuple[int, int, bytes]] = []

@@ -25,7 +25,9 @@ from server.screening.streams.formats.choices import ChatFormat
 from server.screening.streams.formats.messages import MessagesFormat
 from server.screening.streams.formats.responses import ResponsesFormat
 from server.screening.streams.guard import StreamGuard
+from server.screening.streams.sse import BrokenStream
 from server.screening.texts.redaction import Placeholders
+from tests.processor_time import grows_linearly
 
 _SECRET = re.compile(r"a[bc]{1,4}a|dd")
 MARK = "[S_1]"
@@ -46,6 +48,7 @@ class _Guarded:
         *,
         stream_format: StreamFormat | None = None,
         own_app: bool = False,
+        event_limit: int = 2**25,
     ) -> None:
         self.windows: list[str] = []
         screen = _screen(action)
@@ -60,7 +63,7 @@ class _Guarded:
             restored or _Marks(),
             choices=1,
             own_app=own_app,
-            event_limit=2**25,
+            event_limit=event_limit,
         )
 
     async def read(
@@ -179,7 +182,7 @@ def _normal(out: bytes) -> list[Any]:
 
 def test_the_end_of_a_stream_leaves_whatever_its_format() -> None:
     for form in (ChatFormat(), MessagesFormat(), ResponsesFormat()):
-        queue = EventQueue(form, dict, lambda verdicts, event: None)
+        queue = EventQueue(form, dict, lambda verdicts, event: None, 2**20)
         queue.put(WaitingEvent(b"data: [DONE]\n\n"))
         assert queue.release() == b"data: [DONE]\n\n"
 
@@ -208,6 +211,27 @@ def test_an_object_that_may_be_blocked_leaves_whole_or_not_at_all(
         assert left == [] and guarded.guard.is_over
     else:
         assert "".join(left) == OBJECT % text and len(left) == 1
+
+
+def test_an_object_that_waits_takes_time_linear_in_its_values() -> None:
+    def work(values: int) -> None:
+        text = json.dumps([f"value {number}" for number in range(values)])
+        deltas = [text[at : at + 8] for at in range(0, len(text), 8)]
+        guarded = _Guarded("block", 40, stream_format=ChatFormat(FORMED))
+        assert _text(guarded.run(_events(deltas))) == text
+
+    assert grows_linearly(work, 1600, constant=0.2, factor=16)
+
+
+def test_an_object_that_waits_is_no_longer_than_an_answer_may_be() -> None:
+    events = _events(['["', *["harmless " * 20] * 60, '"]'])
+    for limit, is_read in ((4096, False), (32_768, True)):
+        guarded = _Guarded("block", 40, stream_format=ChatFormat(FORMED), event_limit=limit)
+        if is_read:
+            assert _text(guarded.run(events))
+        else:
+            with pytest.raises(BrokenStream, match="more than 8192 bytes wait to be read"):
+                guarded.run(events)
 
 
 def test_an_object_that_no_screen_may_block_leaves_as_it_comes() -> None:

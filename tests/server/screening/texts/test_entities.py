@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +13,16 @@ import pytest
 from classifiers.text.entities.chunks import SIZE
 from classifiers.text.entities.recognizer import EntityRecognizer
 from classifiers.text.patterns.matching import PatternSet
+from guard.config.policy_schema import ScreenConfig
 from guard.errors import GuardFailed
-from guard.plans.screens import TextScreen
+from guard.plans.screens import TextPlan, TextScreen
 from server.screening.bodies.texts import JsonText
 from server.screening.errors import TextTooLong
-from server.screening.findings import ScreenedText
+from server.screening.exchange import ScreenedExchange
+from server.screening.findings import Findings, ScreenedText
 from server.screening.texts.joins import read_crossing
 from server.screening.texts.screener import MAX_ENCODED_BYTES, Screener
+from server.screening.texts.turns import Caller
 
 NAME = "Ada"
 
@@ -129,3 +132,34 @@ def test_names_of_two_texts_are_not_one() -> None:
         assert not model.read
 
     _run(work)
+
+
+class _Failing:
+    """A screener whose model of names fails."""
+
+    async def read(
+        self, texts: Sequence[str], screens: Sequence[TextScreen], *_: object
+    ) -> list[list[ScreenedText]]:
+        if any(screen.entities is not None for screen in screens):
+            raise GuardFailed("a model of entities failed")
+        return [[ScreenedText(screen, 1.0) for screen in screens] for _ in texts]
+
+
+def test_where_a_model_of_names_fails_open_all_other_screens_read() -> None:
+    words = PatternSet.from_toml('[[words]]\nlabel = "WORD"\nwords = ["here"]\n')
+    names = EntityRecognizer(_Model(), ["PERSON"])
+    screens = [
+        TextScreen("names", "c", "entities", 1.0, "redact", entities=names),
+        TextScreen("injection", "c", "screen", 0.5, "block", head=0),
+        TextScreen("list", "c", "patterns", 1.0, "flag", patterns=words),
+    ]
+    plan = TextPlan("p", "open", ScreenConfig(), tuple(screens), {})
+    exchange: Any = SimpleNamespace(
+        context=SimpleNamespace(screener=_Failing()),
+        plan=plan,
+        findings=Findings(plan),
+        caller=Caller(),
+    )
+    (row,) = asyncio.run(ScreenedExchange.read(exchange, ["Ada is here"], screens))
+    assert {result.screen.name for result in row} == {"injection", "list"}
+    assert exchange.findings.outcome == "error"

@@ -109,6 +109,21 @@ def test_a_window_that_opens_changes_no_bit_of_the_neighbours() -> None:
         assert torch.equal(got[index][0], bare("emoji", index)[0])
 
 
+class NeverGuards(RepelGuards):
+    windows = ((2e5, 3e5),)
+
+
+def test_a_guard_whose_window_has_no_step_is_refused_before_any_row_is_added() -> None:
+    family = shared("emoji")
+    engine = new_engine(family, NeverGuards(family, "a knife"))
+    start = replace(STARTS[0], guards=[carried("a knife")])
+    with pytest.raises(ValueError, match=r"a knife acts at noise levels .* none of the \d+ steps"):
+        engine.start([STARTS[1], start])
+    assert engine.rows == 0
+    # one that only observes needs none
+    engine.check(replace(start, guards=[replace(carried("a knife"), acts=False)]))
+
+
 def test_a_guidance_guard_without_guidance_is_refused() -> None:
     family = shared("emoji")
     engine = new_engine(family, RepelGuards(family, "a knife"))

@@ -99,6 +99,15 @@ def test_a_guidance_guard_with_a_window_does_what_it_does_in_the_engine() -> Non
     assert not near(got, served(family, whole, guards))
 
 
+def test_a_window_that_the_call_has_no_step_in_is_refused() -> None:
+    family = shared("emoji")
+    never = LateRepelGuards(family, "a dog", "red")
+    never.windows = ((2e5, 3e5), (0.0, 1.0))
+    with attached(family, stacked(never), carried("a dog")), pytest.raises(Unfollowed) as error:
+        call(family, "a knife", num_inference_steps=STEPS)
+    assert "a dog acts at noise levels" in str(error.value)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_latent_guard_does_what_it_does_in_the_engine(name: str) -> None:
     family = shared(name)
