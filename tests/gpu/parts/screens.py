@@ -48,7 +48,7 @@ def measure(settings: Settings, add: Add) -> None:
 
     def scores(name: str) -> NDArray[np.float32]:
         encoded = encoders[name].encode(texts)
-        return encoded.highest(heads.scores(encoded.embeddings))
+        return encoded.windows.highest(heads.scores(encoded.embeddings))
 
     began = time.perf_counter()
     expected, found = scores("CPU"), scores(other)
