@@ -44,9 +44,6 @@ HELD_OUT_TRAFFIC = {
 SYSTEM_PROMPTS = "system-prompts"
 """The source of what only operators write: screens learn from it, and no threshold depends on
 it."""
-RECORDS = "records"
-"""The source of texts with names and addresses, in the data of personal-data-request: only the
-reading of single sentences learns from it."""
 EVERYDAY_TESTED = 150
 """So few that at least half of the benign test texts beside traffic are look-alikes."""
 
@@ -150,9 +147,7 @@ def traffic(topic: str) -> list[Row]:
     """The bank of software traffic."""
     rows = []
     for family in families():
-        if family.area == RECORDS and topic != "personal-data-request":
-            continue
-        source = {"products": SYSTEM_PROMPTS, RECORDS: RECORDS}.get(family.area, "software")
+        source = SYSTEM_PROMPTS if family.area == "products" else "software"
         if family.name in HELD_OUT_TRAFFIC[topic]:
             source = "software-held-out"
         texts = [*family.texts, *whole_prompts().get(family.name, ())]

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from examples.screens.data import HELD_OUT, RECORDS, SYSTEM_PROMPTS, TOPICS
+from examples.screens.data import HELD_OUT, SYSTEM_PROMPTS, TOPICS
 
 TESTED = (
     *("look-alikes-held-out", "other-look-alikes-held-out"),
@@ -27,7 +27,6 @@ LOOK = {
     "personal-data-request": ("user", "assistant"),
 }
 """The places that a screen is for; all of them where none is named."""
-SENTENCES_ONLY = {"personal-data-request": (RECORDS,)}
 FITTED = Path(__file__).parent / "fitted"
 
 
@@ -38,8 +37,6 @@ def command(topic: str, data: Path, out: Path, *options: str) -> list[str]:
     for source in (*HELD_OUT[topic], *TESTED):
         fit += ["--hold-out", source]
     fit += ["--learn-only", SYSTEM_PROMPTS]
-    for source in SENTENCES_ONLY.get(topic, ()):
-        fit += ["--sentences-only", source]
     for place in LOOK[topic]:
         fit += ["--look", place]
     return [*fit, "--out", str(out / f"{topic}.safetensors"), *options]

@@ -78,10 +78,6 @@ def screen(
         list[str] | None,
         typer.Option(help="A benign source to learn from and not to calibrate on."),
     ] = None,
-    sentences_only: Annotated[
-        list[str] | None,
-        typer.Option(help="A benign source for the reading of single sentences alone."),
-    ] = None,
     seed: SeedOption = 0,
     description: DescriptionOption = "",
     as_json: AsJson = False,
@@ -107,7 +103,6 @@ def screen(
         fpr=fpr,
         seed=seed,
         learn_only=tuple(learn_only or ()),
-        sentences_only=tuple(sentences_only or ()),
         look=places,
     )
     require_texts(rows, hold_out or [], recipe)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _FOLDER = Path(__file__).parent
-_TEXTS = ("agents", "planning", "programs", "people", "defenders", "products", "records")
+_TEXTS = ("agents", "planning", "programs", "people", "defenders", "products")
 _AGENTS = ("agents", "planning")
 _SLOT = re.compile(r"(?<!{){(\w+)}(?!})")
 _VARIANTS = 3

@@ -32,7 +32,6 @@ from guard.fitting.screens.folds import (
     Indices,
     folds_of,
     require_enough,
-    with_own_folds,
 )
 from guard.fitting.screens.sentences import fit_sentences
 from guard.fitting.screens.windows import Readings, TextWindows, embed_windows
@@ -51,8 +50,6 @@ class ScreenRecipe(HeadRecipe):
     learn_only: tuple[str, ...] = ()
     """Benign sources to learn from by which no threshold is set: texts that the screen will not
     read."""
-    sentences_only: tuple[str, ...] = ()
-    """Benign sources that only the reading of single sentences learns from and is calibrated on."""
     look: tuple[Place, ...] = PLACES
     """The places of a request and its answer that the screen is for."""
 
@@ -84,15 +81,14 @@ def fit_screen(
 
     Raises DataError if a source is unknown or there are too few rows.
     """
-    whole_folds = folds_of(rows, [*hold_out, *recipe.sentences_only], recipe.seed)
-    folds = with_own_folds(whole_folds, rows, recipe.sentences_only, recipe.seed)
+    folds = folds_of(rows, hold_out, recipe.seed)
     unsafe = np.array([row.unsafe for row in rows])
     if windows is None:
         windows = embed_windows(encoder, texts(rows), readings, progress, READING)
     try:
         fitted = cross_fit(
             rows,
-            whole_folds,
+            folds,
             lambda chosen: _trained(windows, chosen, unsafe, recipe),
             windows.logits,
             recipe.calibration,
@@ -147,7 +143,6 @@ def fit_screen(
             "recall": float((unsafe_scores > threshold).mean()),
             "held_out": list(hold_out),
             "learn_only": list(recipe.learn_only),
-            "sentences_only": list(recipe.sentences_only),
             "sentences": dict(sentences.figures),
             "first_stage": dict(first.figures),
             "tested": None if test is None else test.figures(),
@@ -170,7 +165,7 @@ def require_texts(
 ) -> None:
     """Raise DataError if a source is unknown, or the texts to train and to calibrate on are too
     few, whatever the encoder makes of them."""
-    folds = folds_of(rows, [*hold_out, *recipe.sentences_only], recipe.seed)
+    folds = folds_of(rows, hold_out, recipe.seed)
     require_enough(rows, folds, recipe.fpr, "texts", recipe.learn_only)
 
 

@@ -49,14 +49,6 @@ def folds_of(examples: Sequence[Example], hold_out: Sequence[str], seed: int) ->
     return folds
 
 
-def with_own_folds(
-    folds: Indices, examples: Sequence[Example], sources: Sequence[str], seed: int
-) -> Indices:
-    """`folds`, and folds for the examples of `sources`, which have none in them."""
-    others = sorted({example.source for example in examples} - {*sources})
-    return np.maximum(folds, folds_of(examples, others, seed))
-
-
 def require_enough(
     examples: Sequence[Example],
     folds: Indices,

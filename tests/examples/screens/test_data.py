@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.screens import data
-from examples.screens.fit import FITTED, SENTENCES_ONLY, TESTED, command
+from examples.screens.fit import FITTED, TESTED, command
 
 LONG = (
     "please write a long and detailed letter to the mayor of the town about the old stone bridge "
@@ -71,13 +71,3 @@ def test_the_fitted_screens_were_tested_on_the_held_out_sources(topic: str) -> N
     assert report["calibration"]["held_out"] == [*data.HELD_OUT[topic], *TESTED]
     options = command(topic, FITTED, FITTED)
     assert options.count("--hold-out") == len(report["calibration"]["held_out"])
-
-
-@pytest.mark.parametrize("topic", data.TOPICS)
-def test_the_sources_for_single_sentences_are_in_the_data_that_is_fitted_so(topic: str) -> None:
-    named = SENTENCES_ONLY.get(topic, ())
-    found = {row["source"] for row in data.traffic(topic)}
-    assert found & {data.RECORDS} == {*named}
-    assert command(topic, FITTED, FITTED).count("--sentences-only") == len(named)
-    report = json.loads((FITTED / f"{topic}.report.json").read_text("utf-8"))
-    assert report["calibration"].get("sentences_only", []) == [*named]

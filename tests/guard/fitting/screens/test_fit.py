@@ -197,24 +197,3 @@ def test_the_head_reads_single_sentences(encoder: TextEncoder, fitted: ScreenFit
     assert isinstance(beside, dict)
     assert beside["held_out"] == {"count": int((scores > threshold).sum()), "total": 40}
     assert beside["cross_fit"]["total"] == 80  # type: ignore[index, call-overload]
-
-
-def test_what_is_for_sentences_alone_changes_them_alone(
-    encoder: TextEncoder, fitted: ScreenFit
-) -> None:
-    records = rows(120, "records", "abtuvw", unsafe=False, seed=4)
-    recipe = ScreenRecipe(fpr=0.05, sentences_only=("records",))
-    more = fit(encoder, [*ROWS, *records], recipe=recipe)
-    before, after = (made.artifact.tensors for made in (fitted, more))
-    assert (before["weight"] == after["weight"]).all() and (before["bias"] == after["bias"]).all()
-    assert not np.allclose(before["sentence"], after["sentence"])
-    settings = [made.artifact.meta.settings["threshold"] for made in (fitted, more)]
-    assert settings[0] == settings[1]
-    assert more.artifact.meta.calibration["sentences_only"] == ["records"]
-    assert fitted.test is not None and more.test is not None
-    assert more.test.figures()["false_positives"] == fitted.test.figures()["false_positives"]
-
-
-def test_a_source_for_sentences_that_is_unknown_is_an_error(encoder: TextEncoder) -> None:
-    with pytest.raises(DataError, match="nothing is of the source 'no-such'"):
-        fit(encoder, recipe=ScreenRecipe(fpr=0.05, sentences_only=("no-such",)))

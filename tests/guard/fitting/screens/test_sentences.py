@@ -7,7 +7,7 @@ import numpy as np
 from classifiers.embeddings.heads import EmbeddingHead, Floats
 from guard.data.prompts import ScreenText
 from guard.fitting.screens.cross_fit import CrossFit
-from guard.fitting.screens.folds import FOLDS, folds_of, with_own_folds
+from guard.fitting.screens.folds import folds_of
 from guard.fitting.screens.sentences import RATE, SentenceFit, fit_sentences
 from guard.fitting.screens.windows import TextWindows
 
@@ -74,18 +74,3 @@ def test_without_short_benign_texts_sentences_are_not_read() -> None:
     fit, _ = fitted(tokens=500)
     assert fit.sentence is None and np.isneginf(fit.logits).all()
     assert fit.figures == {"joined_texts": 0}
-
-
-def test_texts_for_sentences_alone_have_folds_of_their_own_and_change_no_others() -> None:
-    rows = [
-        ScreenText(text=str(at), unsafe=False, source=source, family=f"family {at // 2}")
-        for source in ("good", "records", "tested", "zoo")
-        for at in range(40)
-    ]
-    without = folds_of(rows, ("tested", "records"), 0)
-    folds = with_own_folds(without, rows, ("records",), 0)
-    records = np.array([row.source == "records" for row in rows])
-    assert (folds[~records] == without[~records]).all() and (without[records] == -1).all()
-    assert set(folds[records].tolist()) == set(range(FOLDS))
-    assert (folds[records][::2] == folds[records][1::2]).all()
-    assert (with_own_folds(without, rows, (), 0) == without).all()
