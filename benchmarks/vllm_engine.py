@@ -269,14 +269,16 @@ def _memory() -> dict[str, int]:
 
 def guard_bytes(bank: HiddenBank) -> int:
     """Bytes of the tensors of all loaded guards: those of the bank, and those of its stacks."""
-    schedules = [vars(stack).get("_schedules") for stack in bank.stacks]
-    parts = (bank, *bank.stacks, *(each for each in schedules if each is not None))
-    return sum(_bytes(vars(part)) for part in parts)
+    return sum(_bytes(vars(part)) for part in (bank, *bank.stacks))
 
 
 def _bytes(fields: dict[Any, Any]) -> int:
-    """Bytes of the tensors and arrays among the values, also of those in dictionaries by layer."""
-    return sum(
-        _bytes(value) if isinstance(value, dict) else getattr(value, "nbytes", 0)
+    """Bytes of the tensors and arrays among the values, also of those in dictionaries by layer and
+    in parts of a stack."""
+    parts = (
+        vars(value) if type(value).__module__.startswith("steering.") else value
         for value in fields.values()
+    )
+    return sum(
+        _bytes(part) if isinstance(part, dict) else getattr(part, "nbytes", 0) for part in parts
     )

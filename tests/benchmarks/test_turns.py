@@ -15,7 +15,7 @@ def test_dialogues_are_of_the_test_split_and_one_turn_at_most_names_the_topic(
     ):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
-    made = dialogues(tmp_path, 2)
+    made = dialogues(tmp_path, "test", 2)
     assert [(should, len(asked)) for should, asked in made.values()] == [
         (False, 2),
         (True, 2),
@@ -25,7 +25,7 @@ def test_dialogues_are_of_the_test_split_and_one_turn_at_most_names_the_topic(
     topic, back, on, far = (asked[0] for _, asked in made.values())
     assert topic == ("topic test", REFUSED, "other test")
     assert (back[0], back[2]) == ("other test", "topic test")
-    assert (on[0], on[2]) == ("topic test", FOLLOW_UPS[0])
+    assert (on[0], on[2]) == ("topic test", FOLLOW_UPS["test"][0])
     assert (far[0], far[2]) == ("other test", "other test")
 
 
