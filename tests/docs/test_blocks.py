@@ -27,8 +27,8 @@ from tests.steering.adapters import save_settings
 PACKAGES = {"guard", "steering", "classifiers", "server", "benchmarks", "examples"}
 NEEDS_MODEL = re.compile(r"\b(client|attached|ImageModel|vllm|llm)\b")
 """What a block names that the fast tests do not have."""
-ELSEWHERE = re.compile(r": no (guard|policy|upstream) ")
-"""Problems of an excerpt that refers to what the excerpt leaves out."""
+ELSEWHERE = re.compile(r": no (guard|policy|upstream) |: no package en_core_web_sm is installed")
+"""Problems of an excerpt that refers to what the excerpt leaves out, or to a reader's own model."""
 PYTHON = blocks("python")
 
 
