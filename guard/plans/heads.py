@@ -76,13 +76,27 @@ class Heads:
     @property
     def reads_sentences(self) -> bool:
         """Whether any head reads single sentences of a text too."""
-        return any(stack.reads_sentences for stack in self._stacks)
+        return any(_reads_sentences(stack) for stack in self._stacks)
 
     def scores(self, embeddings: Floats, sentence: Flags | None = None) -> Floats:
         """Probabilities `[n, heads]`, float32, of `embeddings [n, width]`, of which `sentence [n]`
         marks those of single sentences."""
-        scores = [stack.scores(embeddings, sentence) for stack in self._stacks]
+        scores = [_scores(stack, embeddings, sentence) for stack in self._stacks]
         return np.concatenate(scores, axis=1)
+
+
+def _reads_sentences(stack: EmbeddingScores) -> bool:
+    # a method of another package may know nothing of sentences
+    return bool(getattr(stack, "reads_sentences", False))
+
+
+def _scores(stack: EmbeddingScores, embeddings: Floats, sentence: Flags | None) -> Floats:
+    """Single sentences say nothing to heads that do not read them: their scores are 0."""
+    if sentence is None:
+        return stack.scores(embeddings)
+    if _reads_sentences(stack):
+        return stack.scores(embeddings, sentence)
+    return np.where(sentence[:, None], np.float32(0.0), stack.scores(embeddings))
 
 
 def _first_stages(

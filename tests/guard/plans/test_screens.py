@@ -203,6 +203,11 @@ def test_screens_of_two_methods_are_scored_together(
         "b": 1,
         "c": 0.5,
     }
+    # what knows nothing of sentences says nothing of one
+    (whole, alone) = plans.cascade.heads.scores(
+        np.asarray([[2.0, 0, 0, 0]] * 2, np.float32), np.asarray([False, True])
+    )
+    assert (whole[columns["b"]], alone[columns["b"]]) == (1, 0)
 
 
 def test_a_screen_of_an_unknown_method_breaks_its_policies(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_missing_setting_is_named(missing: str) -> None:
     [
         ({"sense_layers": []}, r"gates must be \[sense layers, width\]"),
         ({"act_layers": []}, "directions must be"),
-        ({"sense_layers": [1, 1]}, "each listed once"),
+        ({"sense_layers": [1, 1]}, "must list each of its layers once"),
         ({"sense_layers": [1]}, r"gates must be \[sense layers, width\]"),
         ({"sense_layers": [1, 2.5]}, "sense_layers must be a whole number, not 2.5"),
         ({"act_layers": [2, 3]}, "directions must be"),
