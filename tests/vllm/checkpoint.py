@@ -34,7 +34,8 @@ POLICIES = {
 CONFIG = "\n".join(
     [f'[[guards]]\nname = "{name}"\nartifact = "{name}.safetensors"' for name in ("firm", "late")]
     + [
-        f'[policies.{name}]\nguards = {json.dumps(guards)}\naction = "{action}"'
+        # vLLM's answers do not go back, so that the other engine's must not either
+        f'[policies.{name}]\nguards = {json.dumps(guards)}\naction = "{action}"\nrewind = false'
         for name, (guards, action) in POLICIES.items()
     ]
 )
