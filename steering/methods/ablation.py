@@ -16,8 +16,8 @@ from torch import Tensor
 
 from steering.hidden.bank import Placement, Room
 from steering.methods.act_subspaces import Subspaces, require_directions
-from steering.methods.fitted import FittedGuard
-from steering.methods.token_gates import TokenGates, require_gates
+from steering.methods.fitted import FittedGuard, faults_of
+from steering.methods.token_gates import GatedStack, require_gates
 
 
 @dataclass(frozen=True)
@@ -42,28 +42,19 @@ class AblationGuard:
     @property
     def placement(self) -> Placement:
         """Raises ValueError for an impossible placement."""
-        try:
+        with faults_of(self.name):
             return Placement(self.sense_layers, self.act_layers, None, self.pool)
-        except ValueError as error:
-            raise ValueError(f"guard {self.name}: {error}") from error
 
 
-class AblationGuards:
+class AblationGuards(GatedStack):
     """All ablation guards of one model, stacked: `RoomyGuards`.
 
     Raises ValueError for an impossible placement, or guards of different widths.
     """
 
     def __init__(self, guards: Sequence[AblationGuard], device: torch.device | str = "cpu") -> None:
-        self.names: Sequence[str] = tuple(guard.name for guard in guards)
-        self.placements: Sequence[Placement] = tuple(guard.placement for guard in guards)
-        self._gates = TokenGates(guards, device)
-        self.width = self._gates.width
+        super().__init__(guards, device)
         self._subspaces = Subspaces(guards, device)
-
-    def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
-        """See `HiddenGuards.sense`."""
-        return self._gates.sense(layer, states, columns)
 
     def act(
         self, layer: int, states: Tensor, guard: Tensor, age: Tensor, strength: Tensor

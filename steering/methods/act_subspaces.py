@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from steering.hidden.bank import NoRoom, Room
-from steering.methods.schedules import copy_by_layer
+from steering.methods.by_layer import copy_by_layer, stacked_by_layer
 
 
 class Spanned(Protocol):
@@ -49,16 +49,7 @@ class Subspaces:
     def __init__(self, guards: Sequence[Spanned], device: torch.device | str) -> None:
         self._guards = len(guards)
         self._rank = max(guard.directions.shape[1] for guard in guards)
-        layers = sorted({layer for guard in guards for layer in guard.act_layers})
-        self._bases = {layer: self._stacked(guards, layer).to(device) for layer in layers}
-
-    def _stacked(self, guards: Sequence[Spanned], layer: int) -> Tensor:
-        stacked = torch.zeros(len(guards), self._rank, guards[0].directions.shape[2])
-        for row, guard in zip(stacked, guards, strict=True):
-            if layer in guard.act_layers:
-                own = guard.directions[guard.act_layers.index(layer)]
-                row[: len(own)] = own
-        return stacked
+        self._bases = stacked_by_layer([(g.act_layers, g.directions) for g in guards], device)
 
     @property
     def layers(self) -> Sequence[int]:

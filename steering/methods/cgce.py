@@ -33,7 +33,7 @@ from classifiers.heads import PARTS, Heads, stacked
 from classifiers.onnx import Detector
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import Refinement
-from steering.methods.fitted import FittedGuard, by_stream, numbers
+from steering.methods.fitted import FittedGuard, by_stream, faults_of, numbers
 from steering.methods.nearest import NearestStream, anchored, goals
 from steering.methods.subspaces import dual
 
@@ -259,7 +259,5 @@ def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> 
 
 def _heads(guard: FittedGuard, stream: str) -> Heads:
     dims = {"queries": 3, "hidden": 3, "hidden_bias": 2, "out": 2, "out_bias": 1}
-    try:
+    with faults_of(guard.name):
         return Heads(**{part: guard.tensor(part, stream, dims[part]) for part in PARTS})
-    except ValueError as error:
-        raise ValueError(f"guard {guard.name}: {error}") from error

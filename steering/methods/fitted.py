@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,15 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+@contextmanager
+def faults_of(guard: str) -> Iterator[None]:
+    """Name the guard in ValueErrors that are raised inside."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"guard {guard}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from steering.images.projection import Overlay
-from steering.methods.fitted import FittedGuard
+from steering.methods.fitted import FittedGuard, faults_of
 from steering.methods.prompt_score import PromptGate, PromptGated, stacked_gate
 
 
@@ -38,7 +38,7 @@ def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> 
 
 def _overlay(guard: FittedGuard) -> Overlay:
     groups = guard.names_by("groups")
-    try:
+    with faults_of(guard.name):
         return Overlay(
             groups,
             {group: guard.tensor("reads", group, 2, 4) for group in groups},
@@ -48,5 +48,3 @@ def _overlay(guard: FittedGuard) -> Overlay:
                 for layer in layers
             },
         )
-    except ValueError as error:
-        raise ValueError(f"guard {guard.name}: {error}") from error

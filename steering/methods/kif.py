@@ -21,8 +21,8 @@ from torch.nn.functional import pad
 from steering.hidden.bank import Room
 from steering.methods.ablation import AblationGuard, AblationGuards
 from steering.methods.ablation import loaded as loaded_ablation
+from steering.methods.by_layer import copy_by_layer, stacked_by_layer
 from steering.methods.fitted import FittedGuard
-from steering.methods.schedules import copy_by_layer
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ class KifGuards(AblationGuards):
 
     def __init__(self, guards: Sequence[KifGuard], device: torch.device | str = "cpu") -> None:
         super().__init__(guards, device)
-        self._levels = {
-            layer: _levels(guards, layer).to(device) for layer in self._subspaces.layers
-        }
+        # a deviation of 1 where nobody is: nothing is divided by zero
+        self._levels = stacked_by_layer(
+            [(guard.act_layers, guard.levels) for guard in guards], device, fill=1.0
+        )
         """Layer → `[guards, 2]`."""
         self._curves = torch.tensor([[g.slope, g.middle] for g in guards], device=device)
         decides = {guard.placement.decides for guard in guards}
@@ -92,7 +93,6 @@ class KifGuards(AblationGuards):
         more = room.guards - len(self.names)
         roomy = super().with_room(room)
         assert isinstance(roomy, KifGuards)
-        # a deviation of 1 where nobody is: nothing is divided by zero
         roomy._levels = {at: pad(t, (0, 0, 0, more), value=1.0) for at, t in self._levels.items()}
         roomy._curves = pad(self._curves, (0, 0, 0, more))
         roomy._bias = {layer: pad(bias, (0, more)) for layer, bias in self._bias.items()}
@@ -107,18 +107,9 @@ class KifGuards(AblationGuards):
         """See `RoomyGuards.take`."""
         assert isinstance(other, KifGuards)
         super().take(other)
-        for layer, levels in self._levels.items():
-            levels.copy_(other._levels[layer]) if layer in other._levels else levels.fill_(1.0)
+        copy_by_layer(self._levels, other._levels, fill=1.0)
         self._curves.copy_(other._curves)
         copy_by_layer(self._bias, other._bias)
-
-
-def _levels(guards: Sequence[KifGuard], layer: int) -> Tensor:
-    stacked = torch.ones(len(guards), 2)
-    for row, guard in zip(stacked, guards, strict=True):
-        if layer in guard.act_layers:
-            row.copy_(guard.levels[guard.act_layers.index(layer)])
-    return stacked
 
 
 def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> KifGuards:

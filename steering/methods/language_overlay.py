@@ -15,8 +15,8 @@ from torch import Tensor
 
 from steering.hidden.bank import Placement
 from steering.hidden.overlays import LinearOverlay, LowRank
-from steering.methods.fitted import FittedGuard
-from steering.methods.token_gates import TokenGates, require_gates
+from steering.methods.fitted import FittedGuard, faults_of
+from steering.methods.token_gates import GatedStack, require_gates
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,18 @@ class LanguageOverlay:
     @property
     def placement(self) -> Placement:
         """Raises ValueError for an impossible placement."""
-        try:
+        with faults_of(self.name):
             return Placement(self.sense_layers, (), None, self.pool)
-        except ValueError as error:
-            raise ValueError(f"guard {self.name}: {error}") from error
 
 
-class LanguageOverlays:
+class LanguageOverlays(GatedStack):
     """All of one model, stacked: `OverlaidGuards`. Raises ValueError as `TokenGates`."""
 
     def __init__(
         self, guards: Sequence[LanguageOverlay], device: torch.device | str = "cpu"
     ) -> None:
-        self.names: Sequence[str] = tuple(guard.name for guard in guards)
-        self.placements: Sequence[Placement] = tuple(guard.placement for guard in guards)
+        super().__init__(guards, device)
         self.overlays: Mapping[str, LinearOverlay] = {guard.name: guard.overlay for guard in guards}
-        self._gates = TokenGates(guards, device)
-        self.width = self._gates.width
-
-    def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
-        """See `HiddenGuards.sense`."""
-        return self._gates.sense(layer, states, columns)
 
     def act(
         self, layer: int, states: Tensor, guard: Tensor, age: Tensor, strength: Tensor

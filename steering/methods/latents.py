@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from classifiers.latents import LatentClassifiers, stacked
-from steering.methods.fitted import FittedGuard
+from steering.methods.fitted import FittedGuard, faults_of
 
 
 class LatentClassifierGuards:
@@ -71,7 +71,5 @@ def loaded(guard: FittedGuard, device: torch.device | str) -> LatentClassifiers:
     layers = range(max(1, sum(key.startswith("weight") for key in guard.tensors)))
     weights = [guard.tensor(f"weight{i}", "latents", 5).to(device) for i in layers]
     biases = [guard.tensor(f"bias{i}", "latents", 2).to(device) for i in layers]
-    try:
+    with faults_of(guard.name):
         return LatentClassifiers(tuple(weights), tuple(biases))
-    except ValueError as error:
-        raise ValueError(f"guard {guard.name}: {error}") from error

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from steering.hidden.bank import NoRoom, Room
+from steering.methods.by_layer import copy_by_layer, stacked_by_layer
 from steering.methods.fitted import FittedGuard
 
 
@@ -39,10 +40,10 @@ class Schedules:
 
     def __init__(self, guards: Sequence[Scheduled], device: torch.device | str) -> None:
         steps = max(len(guard.directions) for guard in guards)
-        rows = {
-            layer: _rows(guards, layer, steps).flatten(0, 1).to(device)
-            for layer in sorted({layer for guard in guards for layer in guard.act_layers})
-        }
+        stacked = stacked_by_layer(
+            [(guard.act_layers, guard.directions.movedim(1, 0)) for guard in guards], device
+        )
+        rows = {layer: directions.flatten(0, 1) for layer, directions in stacked.items()}
         self._set(rows, len(guards), steps)
 
     def _set(self, rows: Mapping[int, Tensor], guards: int, steps: int) -> None:
@@ -80,17 +81,3 @@ class Schedules:
     def take(self, other: Schedules) -> None:
         """Copy the directions of `other`, a stack with the same room, over these."""
         copy_by_layer(self._rows, other._rows)
-
-
-def copy_by_layer(mine: Mapping[int, Tensor], theirs: Mapping[int, Tensor]) -> None:
-    """Copy tensors by layer in place; zeros where `theirs` has no such layer."""
-    for layer, tensor in mine.items():
-        tensor.copy_(theirs[layer]) if layer in theirs else tensor.zero_()
-
-
-def _rows(guards: Sequence[Scheduled], layer: int, steps: int) -> Tensor:
-    stacked = torch.zeros(len(guards), steps, guards[0].directions.shape[-1])
-    for row, guard in zip(stacked, guards, strict=True):
-        if layer in guard.act_layers:
-            row[: len(guard.directions)] = guard.directions[:, guard.act_layers.index(layer)]
-    return stacked

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from steering.hidden.bank import HiddenBank, Placement, Room, Tokens
-from steering.methods.fitted import FittedGuard
+from steering.methods.fitted import FittedGuard, faults_of
 from steering.methods.schedules import Schedules, scheduled_directions
-from steering.methods.token_gates import TokenGates, require_gates
+from steering.methods.token_gates import GatedStack, require_gates
 
 FOLLOW_UP = 0.5
 """Share of the threshold for a last turn that may go on with a topic without naming it. Tokens of a
@@ -128,7 +128,7 @@ class SteerGuard:
     def placement(self) -> Placement:
         """Raises ValueError for an impossible placement."""
         steps = len(self.directions)
-        try:
+        with faults_of(self.name):
             return Placement(
                 self.sense_layers,
                 self.act_layers,
@@ -138,26 +138,17 @@ class SteerGuard:
                 self.tokens,
                 FOLLOW_UP,
             )
-        except ValueError as error:
-            raise ValueError(f"guard {self.name}: {error}") from error
 
 
-class SteerGuards:
+class SteerGuards(GatedStack):
     """All steering guards of one model, stacked: a `HiddenGuards`.
 
     Raises ValueError for an impossible placement, or guards of different widths.
     """
 
     def __init__(self, guards: Sequence[SteerGuard], device: torch.device | str = "cpu") -> None:
-        self.names: Sequence[str] = tuple(guard.name for guard in guards)
-        self.placements: Sequence[Placement] = tuple(guard.placement for guard in guards)
-        self._gates = TokenGates(guards, device)
-        self.width = self._gates.width
+        super().__init__(guards, device)
         self._schedules = Schedules(guards, device)
-
-    def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
-        """See `HiddenGuards.sense`."""
-        return self._gates.sense(layer, states, columns)
 
     def act(
         self, layer: int, states: Tensor, guard: Tensor, age: Tensor, strength: Tensor

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from steering.hidden.bank import NoRoom, Placement, Room
-from steering.methods.fitted import FittedGuard
+from steering.methods.fitted import FittedGuard, faults_of
 from steering.methods.schedules import Schedules, scheduled_directions
 
 ENTRY_BITS = 15
@@ -95,12 +95,10 @@ class SuppressionList:
     @property
     def placement(self) -> Placement:
         """Raises ValueError for an impossible placement."""
-        try:
+        with faults_of(self.name):
             return Placement(
                 self.sense_layers, self.act_layers, len(self.directions), rest=self.rest
             )
-        except ValueError as error:
-            raise ValueError(f"guard {self.name}: {error}") from error
 
 
 class SuppressionLists:

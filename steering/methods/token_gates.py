@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from steering.hidden.bank import NoRoom, Room
-from steering.methods.schedules import copy_by_layer
+from steering.hidden.bank import NoRoom, Placement, Room
+from steering.methods.by_layer import copy_by_layer, stacked_by_layer
 
 
 class Gated(Protocol):
@@ -25,6 +25,9 @@ class Gated(Protocol):
 
     @property
     def gates(self) -> Tensor: ...
+
+    @property
+    def placement(self) -> Placement: ...
 
 
 def require_gates(guard: Gated) -> None:
@@ -40,13 +43,8 @@ class TokenGates:
     """
 
     def __init__(self, guards: Sequence[Gated], device: torch.device | str) -> None:
-        if len({guard.gates.shape[-1] for guard in guards}) > 1:
-            raise ValueError("the guards of a bank must be of one width, that of the model")
+        self._gates = stacked_by_layer([(g.sense_layers, g.gates) for g in guards], device)
         self.width = guards[0].gates.shape[-1]
-        self._gates = {
-            layer: _gates(guards, layer).to(device)
-            for layer in sorted({layer for guard in guards for layer in guard.sense_layers})
-        }
         self._columns = len(guards)
 
     def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
@@ -78,9 +76,18 @@ class TokenGates:
         copy_by_layer(self._gates, other._gates)
 
 
-def _gates(guards: Sequence[Gated], layer: int) -> Tensor:
-    stacked = torch.zeros(len(guards), guards[0].gates.shape[-1])
-    for row, guard in zip(stacked, guards, strict=True):
-        if layer in guard.sense_layers:
-            row.copy_(guard.gates[guard.sense_layers.index(layer)])
-    return stacked
+class GatedStack:
+    """What stacks of such guards have in common, whatever these do where they fire.
+
+    Raises ValueError for an impossible placement, or guards of different widths.
+    """
+
+    def __init__(self, guards: Sequence[Gated], device: torch.device | str = "cpu") -> None:
+        self.names: Sequence[str] = tuple(guard.name for guard in guards)
+        self.placements: Sequence[Placement] = tuple(guard.placement for guard in guards)
+        self._gates = TokenGates(guards, device)
+        self.width = self._gates.width
+
+    def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
+        """See `HiddenGuards.sense`."""
+        return self._gates.sense(layer, states, columns)
