@@ -138,10 +138,11 @@ def import_checkpoint(
         _require_none({**own, "--as-read": as_read or None}, "language models")
         if concept_file is None:
             raise DataError("--concept-file: is needed for a model of images")
-        far, near = _rates(fpr, near_fpr, _IMAGE_RATES)
-        run = FitRun(base, concept_file, out, 0 if ungated else count, seed, device, as_json)
+        rates = _rates(fpr, near_fpr, _IMAGE_RATES)
+        prompted = 0 if ungated else count
+        run = FitRun(base, concept_file, out, prompted, *rates, seed, device, as_json)
         request = ImportRequest(checkpoint, component, rank, prompts, least_share)
-        artifact = import_images(run, request, far, near)
+        artifact = import_images(run, request)
     else:
         from guard.commands.importing.language import LanguageRun
         from guard.fitting.gated.imported import LanguageImport

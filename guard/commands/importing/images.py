@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     from guard.artifact import Artifact
     from guard.fitting.images.imported import ImportRequest
     from guard.fitting.images.training_free import EncodedConcept
+    from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
 
-def import_images(run: FitRun, request: ImportRequest, fpr: float, near_fpr: float) -> Artifact:
+def import_images(run: FitRun, request: ImportRequest) -> Artifact:
     """Write the overlay of a pipeline. Raises DataError and ModelError."""
     from guard.fitting.images.imported import fit_import
-    from guard.fitting.prompts.rates import PromptRates
 
     def fit(
-        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, progress: Stages
+        image_model: ImageModel,
+        concept: Concept,
+        encoded: EncodedConcept | None,
+        rates: PromptRates,
+        progress: Stages,
     ) -> Artifact:
-        rates = PromptRates(fpr, near_fpr)
         return fit_import(image_model, concept, encoded, rates, request, progress)
 
-    return run.save(fit, fpr, near_fpr)
+    return run.save(fit)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from guard.fitting.images.closed_form.fit import ClosedForm
     from guard.fitting.images.closed_form.rounds import JudgedRounds
     from guard.fitting.images.training_free import EncodedConcept
+    from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
 Instead = Annotated[
@@ -78,12 +79,12 @@ def uce(
     """Fit UCE: the concept edited out of the denoiser's text projections, weights untouched."""
     from guard.fitting.images.closed_form.uce import Uce
 
-    fit = _ClosedFormFit(
-        lambda concept: Uce(_instead(concept, instead), keep, ridge), count, seed, fpr, near_fpr
-    )
+    fit = _ClosedFormFit(lambda concept: Uce(_instead(concept, instead), keep, ridge), count, seed)
     fit = fit.keeping(preserve, preserve_file, None, rank, least_share)
-    run = FitRun(model, concept_file, out, count if gated else 0, seed, device, as_json)
-    run.save(fit, fpr, near_fpr)
+    run = FitRun(
+        model, concept_file, out, count if gated else 0, fpr, near_fpr, seed, device, as_json
+    )
+    run.save(fit)
 
 
 def rece(
@@ -131,12 +132,14 @@ def rece(
     def eraser(concept: Concept) -> ClosedForm:
         return Rece(Uce(_instead(concept, instead), keep, ridge), derive, rounds)
 
-    fit = _ClosedFormFit(eraser, count, seed, fpr, near_fpr)
+    fit = _ClosedFormFit(eraser, count, seed)
     fit = fit.keeping(preserve, preserve_file, None, rank, least_share)
     if judge is not None:
         fit = replace(fit, judging=_Judging(judge, images, steps, guidance))
-    run = FitRun(model, concept_file, out, count if gated else 0, seed, device, as_json)
-    run.save(fit, fpr, near_fpr)
+    run = FitRun(
+        model, concept_file, out, count if gated else 0, fpr, near_fpr, seed, device, as_json
+    )
+    run.save(fit)
 
 
 def trce(
@@ -178,10 +181,12 @@ def trce(
         twin = _instead(concept, instead) or concept.replacements[0]
         return Trce(twin, keep, ridge, token_weight)
 
-    fit = _ClosedFormFit(eraser, count, seed, fpr, near_fpr)
+    fit = _ClosedFormFit(eraser, count, seed)
     fit = fit.keeping(preserve, preserve_file, prompts, rank, least_share)
-    run = FitRun(model, concept_file, out, count if gated else 0, seed, device, as_json)
-    run.save(fit, fpr, near_fpr)
+    run = FitRun(
+        model, concept_file, out, count if gated else 0, fpr, near_fpr, seed, device, as_json
+    )
+    run.save(fit)
 
 
 def realera(
@@ -234,10 +239,12 @@ def realera(
         edit = Uce(_instead(concept, instead), keep, ridge)
         return RealEra(edit, near, far, radius, samples, directions, seed)
 
-    fit = _ClosedFormFit(eraser, count, seed, fpr, near_fpr)
+    fit = _ClosedFormFit(eraser, count, seed)
     fit = fit.keeping(preserve, preserve_file, prompts, rank, least_share)
-    run = FitRun(model, concept_file, out, count if gated else 0, seed, device, as_json)
-    run.save(fit, fpr, near_fpr)
+    run = FitRun(
+        model, concept_file, out, count if gated else 0, fpr, near_fpr, seed, device, as_json
+    )
+    run.save(fit)
 
 
 def _instead(concept: Concept, instead: str | None) -> str:
@@ -284,8 +291,6 @@ class _ClosedFormFit:
     eraser: Callable[[Concept], ClosedForm]
     count: int
     seed: int
-    fpr: float
-    near_fpr: float
     rank: int = 64
     least_share: float = 0.9
     preserved: tuple[str, ...] = ()
@@ -315,11 +320,11 @@ class _ClosedFormFit:
         image_model: ImageModel,
         concept: Concept,
         encoded: EncodedConcept | None,
+        rates: PromptRates,
         progress: Stages,
     ) -> Artifact:
         from guard.fitting.images.closed_form.fit import OverlayRequest, fit_closed_form
         from guard.fitting.prompts.concept_prompts import safe_prompts
-        from guard.fitting.prompts.rates import PromptRates
 
         judged = None
         if self.judging is not None:
@@ -328,7 +333,6 @@ class _ClosedFormFit:
         if prompts is None:
             prompts = tuple(safe_prompts(concept, self.count, self.seed))
         request = OverlayRequest(self.rank, self.least_share, self.preserved, prompts)
-        rates = PromptRates(self.fpr, self.near_fpr)
         return fit_closed_form(
             image_model, concept, encoded, rates, self.eraser(concept), request, progress, judged
         )

@@ -17,6 +17,7 @@ from steering.methods import MOST_NOISE
 if TYPE_CHECKING:
     from guard.artifact import Artifact
     from guard.fitting.images.training_free import EncodedConcept
+    from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
 Phrase = Annotated[
@@ -42,10 +43,10 @@ def safe_guidance(
     as_json: AsJson = False,
 ) -> None:
     """Fit safe latent diffusion: guidance away from the concept while an image is generated."""
-    fit = _guide("safe-guidance", phrase, fpr, near_fpr, preset)
+    fit = _guide("safe-guidance", phrase, preset)
     prompts = count if gated else 0
-    run = FitRun(model, concept_file, out, prompts, seed, device, as_json)
-    run.save(fit, fpr, near_fpr)
+    run = FitRun(model, concept_file, out, prompts, fpr, near_fpr, seed, device, as_json)
+    run.save(fit)
 
 
 def negative_prompt(
@@ -62,10 +63,10 @@ def negative_prompt(
     as_json: AsJson = False,
 ) -> None:
     """Fit a negative prompt: the concept in place of the empty prompt."""
-    fit = _guide("negative-prompt", phrase, fpr, near_fpr, None)
+    fit = _guide("negative-prompt", phrase, None)
     prompts = count if gated else 0
-    run = FitRun(model, concept_file, out, prompts, seed, device, as_json)
-    run.save(fit, fpr, near_fpr)
+    run = FitRun(model, concept_file, out, prompts, fpr, near_fpr, seed, device, as_json)
+    run.save(fit)
 
 
 def contrastive(
@@ -103,7 +104,6 @@ def contrastive(
 ) -> None:
     """Fit contrastive guidance: from the concept's prediction to another, at some noise levels."""
     from guard.fitting.images.training_free import fit_contrastive
-    from guard.fitting.prompts.rates import PromptRates
     from steering.methods.contrastive import PRESETS
 
     contrast = PRESETS[preset]
@@ -116,22 +116,28 @@ def contrastive(
         contrast = replace(contrast, low=low, high=high)
 
     def fit(
-        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, _progress: Stages
+        image_model: ImageModel,
+        concept: Concept,
+        encoded: EncodedConcept | None,
+        rates: PromptRates,
+        _progress: Stages,
     ) -> Artifact:
         counterparts = (pair, *concept.instead, *concept.replacements)
         return fit_contrastive(
             image_model,
             concept,
             encoded,
-            PromptRates(fpr, near_fpr),
+            rates,
             phrase=phrase or concept.phrases.train[0],
             counterpart=next(text for text in counterparts if text),
             contrast=contrast,
             preset=preset,
         )
 
-    run = FitRun(model, concept_file, out, count if gated else 0, seed, device, as_json)
-    run.save(fit, fpr, near_fpr)
+    run = FitRun(
+        model, concept_file, out, count if gated else 0, fpr, near_fpr, seed, device, as_json
+    )
+    run.save(fit)
 
 
 def _window(text: str) -> tuple[float | None, float | None]:
@@ -150,18 +156,21 @@ def _window(text: str) -> tuple[float | None, float | None]:
     return low, high
 
 
-def _guide(method: str, phrase: str | None, fpr: float, near_fpr: float, preset: str | None) -> Fit:
+def _guide(method: str, phrase: str | None, preset: str | None) -> Fit:
     from guard.fitting.images.training_free import fit_guide
-    from guard.fitting.prompts.rates import PromptRates
 
     def fit(
-        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, _progress: Stages
+        image_model: ImageModel,
+        concept: Concept,
+        encoded: EncodedConcept | None,
+        rates: PromptRates,
+        _progress: Stages,
     ) -> Artifact:
         return fit_guide(
             image_model,
             concept,
             encoded,
-            PromptRates(fpr, near_fpr),
+            rates,
             method=method,
             phrase=phrase or concept.phrases.train[0],
             preset=preset,

@@ -19,6 +19,7 @@ from guard.reporting.progress import Stages, stages
 if TYPE_CHECKING:
     from guard.artifact import Artifact
     from guard.fitting.images.training_free import EncodedConcept
+    from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
 Count = Annotated[int, typer.Option(min=100, help="Unsafe prompts to make for fitting.")]
@@ -28,22 +29,25 @@ Gated = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of the prompts that are made, and of samples.")]
 
-Fit = Callable[["ImageModel", Concept, "EncodedConcept | None", Stages], "Artifact"]
+Fit = Callable[["ImageModel", Concept, "EncodedConcept | None", "PromptRates", Stages], "Artifact"]
 
 
 @dataclass(frozen=True)
 class FitRun:
-    """What every command here takes; `count` prompts are made for the gate, none with 0."""
+    """What every command here takes; `count` prompts are made for the gate, none with 0, and it
+    keeps the false-positive rates `fpr` and `near_fpr`."""
 
     model: str
     concept_file: Path
     out: Path
     count: int
+    fpr: float
+    near_fpr: float
     seed: int
     device: str
     as_json: bool
 
-    def save(self, fit: Fit, fpr: float, near_fpr: float) -> Artifact:
+    def save(self, fit: Fit) -> Artifact:
         """Read the files, load the model, fit, write the artifact and print its figures."""
         concept = read_concept(self.concept_file)
         require_artifact_name(self.out)
@@ -54,16 +58,17 @@ class FitRun:
         from guard.fitting.prompts.rates import PromptRates, require_enough
         from guard.models.images import ImageModel
 
+        rates = PromptRates(self.fpr, self.near_fpr)
         prompts = prompts_of(concept, self.count, self.seed) if self.count else []
         if self.count:
             held_out = (prompt.kind for prompt in prompts if prompt.split != "train")
-            require_enough(held_out, PromptRates(fpr, near_fpr))
+            require_enough(held_out, rates)
         image_model = ImageModel.load(self.model, device=self.device)
         encoded, started = None, time.monotonic()
         with stages() as progress:
             if self.count:
                 encoded = encode_concept(image_model, concept, prompts, progress)
-            artifact = fit(image_model, concept, encoded, progress)
+            artifact = fit(image_model, concept, encoded, rates, progress)
         fitted = held_out_of(artifact, encoded)
         finish(fitted, concept, self.out, time.monotonic() - started, as_json=self.as_json)
         return artifact

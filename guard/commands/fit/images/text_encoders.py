@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from guard.fitting.images.text_encoders.fit import EncoderEraser
     from guard.fitting.images.text_encoders.images import ImageSettings
     from guard.fitting.images.training_free import EncodedConcept
+    from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
 Rank = Annotated[int, typer.Option(min=1, max=256, help="Of each layer's factors.")]
@@ -66,8 +67,10 @@ def hirm(
 
     broader = category or category_of(read_concept(concept_file))
     eraser = Hirm(variant, broader, size, feed_forward, keep)
-    run = FitRun(model, concept_file, out, 0 if ungated else count, seed, device, as_json)
-    _save(run, eraser, rank, updates, rate, fpr, near_fpr)
+    run = FitRun(
+        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
+    )
+    _save(run, eraser, rank, updates, rate)
 
 
 def few_shot(
@@ -99,8 +102,10 @@ def few_shot(
     from guard.fitting.images.text_encoders.few_shot import FewShot
 
     eraser = FewShot(bound, keep, images=_images(images, steps, guidance, seed))
-    run = FitRun(model, concept_file, out, 0 if ungated else count, seed, device, as_json)
-    _save(run, eraser, rank, updates, rate, fpr, near_fpr)
+    run = FitRun(
+        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
+    )
+    _save(run, eraser, rank, updates, rate)
 
 
 def advunlearn(
@@ -147,8 +152,10 @@ def advunlearn(
         attack_rate=attack_rate,
         images=_images(images, steps, guidance, seed),
     )
-    run = FitRun(model, concept_file, out, 0 if ungated else count, seed, device, as_json)
-    _save(run, eraser, rank, updates, rate, fpr, near_fpr)
+    run = FitRun(
+        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
+    )
+    _save(run, eraser, rank, updates, rate)
 
 
 def _images(count: int, steps: int, guidance: float | None, seed: int) -> ImageSettings:
@@ -163,20 +170,20 @@ def _save(
     rank: int,
     updates: int,
     rate: float,
-    fpr: float,
-    near_fpr: float,
 ) -> None:
     """Train, write the artifact and print its figures."""
     from guard.fitting.images.text_encoders.fit import fit_text_encoder
     from guard.fitting.overlays.training import Training
-    from guard.fitting.prompts.rates import PromptRates
 
     training = Training(rank=rank, steps=updates, rate=rate, seed=run.seed)
 
     def fit(
-        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, progress: Stages
+        image_model: ImageModel,
+        concept: Concept,
+        encoded: EncodedConcept | None,
+        rates: PromptRates,
+        progress: Stages,
     ) -> Artifact:
-        rates = PromptRates(fpr, near_fpr)
         return fit_text_encoder(image_model, concept, encoded, rates, eraser, training, progress)
 
-    run.save(fit, fpr, near_fpr)
+    run.save(fit)

@@ -14,6 +14,7 @@ from guard.reporting.progress import Stages
 if TYPE_CHECKING:
     from guard.artifact import Artifact
     from guard.fitting.images.training_free import EncodedConcept
+    from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
 Rank = Annotated[int, typer.Option(min=1, max=64, help="Directions of the concept's subspace.")]
@@ -44,19 +45,21 @@ def safree(
 ) -> None:
     """Fit a SAFREE guard: tokens that carry the concept are projected out of its subspace."""
     from guard.fitting.images.training_free import fit_safree
-    from guard.fitting.prompts.rates import PromptRates
 
     def fit(
-        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, _progress: Stages
+        image_model: ImageModel,
+        concept: Concept,
+        encoded: EncodedConcept | None,
+        rates: PromptRates,
+        _progress: Stages,
     ) -> Artifact:
         assert encoded is not None
-        rates = PromptRates(fpr, near_fpr)
         return fit_safree(
             image_model, concept, encoded, rates, rank=rank, sense_rank=sense_rank, alpha=alpha
         )
 
-    run = FitRun(model, concept_file, out, count, seed, device, as_json)
-    run.save(fit, fpr, near_fpr)
+    run = FitRun(model, concept_file, out, count, fpr, near_fpr, seed, device, as_json)
+    run.save(fit)
 
 
 def nearest(
@@ -76,16 +79,18 @@ def nearest(
 ) -> None:
     """Fit a nearest-safe guard: tokens get the concept coordinates of their nearest safe one."""
     from guard.fitting.images.training_free import fit_nearest
-    from guard.fitting.prompts.rates import PromptRates
 
     def fit(
-        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, _progress: Stages
+        image_model: ImageModel,
+        concept: Concept,
+        encoded: EncodedConcept | None,
+        rates: PromptRates,
+        _progress: Stages,
     ) -> Artifact:
         assert encoded is not None
-        rates = PromptRates(fpr, near_fpr)
         return fit_nearest(
             image_model, concept, encoded, rates, rank=rank, anchors=anchors, seed=seed
         )
 
-    run = FitRun(model, concept_file, out, count, seed, device, as_json)
-    run.save(fit, fpr, near_fpr)
+    run = FitRun(model, concept_file, out, count, fpr, near_fpr, seed, device, as_json)
+    run.save(fit)
