@@ -23,7 +23,7 @@ from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
 from guard.evaluation.fluency import loops
 from guard.evaluation.shares import Share
 from guard.fitting.gated.imported import LanguageImport, import_overlay
-from guard.fitting.gated.prompt_gate import PromptGate
+from guard.fitting.gated.token_gate import TokenGate
 from guard.fitting.steering.gate_search import collect_states
 from guard.models.chat import TransformersChat
 from guard.reporting.progress import Stages, stages
@@ -151,7 +151,7 @@ def known_prompts(folder: Path) -> list[ForgetPrompt]:
 def imported(
     chat: TransformersChat,
     source: Path,
-    gate: PromptGate,
+    gate: TokenGate,
     folder: Path,
     progress: Stages,
     **how: Any,
@@ -203,7 +203,7 @@ def main() -> None:
             keep,
         )
         shipped = Artifact.load(arguments.prompts / "steer.safetensors")
-        gate = PromptGate.of_artifact(shipped, chat)
+        gate = TokenGate.of_artifact(shipped, chat)
         names = [name for name in arguments.only or ERASERS if (arguments.erasers / name).is_dir()]
         for path in [*arguments.guards, *(arguments.erasers / name for name in names)]:
             name = f"{path.stem}, as read" if arguments.as_read else path.stem

@@ -27,7 +27,7 @@ from guard.reporting.progress import Stages, stages
 
 if TYPE_CHECKING:
     from guard.fitting.gated.fit import Fit
-    from guard.fitting.gated.prompt_gate import PromptGate
+    from guard.fitting.gated.token_gate import TokenGate
     from guard.models.chat import ChatModel
 
 Concept = Annotated[str, typer.Option(help="What must not be produced, as kind/name.")]
@@ -73,15 +73,15 @@ def ablation(
     Writes NAME.safetensors, NAME.report.json and NAME.report.html.
     """
 
-    def fit(chat: ChatModel, given: PromptGate | None, progress: Stages) -> Fit:
+    def fit(chat: ChatModel, given: TokenGate | None, progress: Stages) -> Fit:
         from guard.fitting.gated.fit import fit_ablation
-        from guard.fitting.gated.prompt_gate import PromptGate
+        from guard.fitting.gated.token_gate import TokenGate
         from guard.fitting.steering.gate_search import GateRates
 
         rates = GateRates(fpr, near_fpr)
         about, others = rows
         if given is None:
-            given = PromptGate.fitted(chat, about, others, rates, seed=seed, progress=progress)
+            given = TokenGate.fitted(chat, about, others, rates, seed=seed, progress=progress)
         return fit_ablation(chat, about, others, given, rank=rank, seed=seed, progress=progress)
 
     rows = _read(forget, retain, out, concept, description, model)
@@ -114,7 +114,7 @@ def kif(
     Writes NAME.safetensors, NAME.report.json and NAME.report.html.
     """
 
-    def fit(chat: ChatModel, given: PromptGate | None, progress: Stages) -> Fit:
+    def fit(chat: ChatModel, given: TokenGate | None, progress: Stages) -> Fit:
         from guard.fitting.gated.fit import fit_kif
         from guard.fitting.steering.gate_search import GateRates
 
@@ -136,7 +136,7 @@ def _read(
 
 
 def _run(
-    fit: Callable[[ChatModel, PromptGate | None, Stages], Fit],
+    fit: Callable[[ChatModel, TokenGate | None, Stages], Fit],
     model: str,
     device: str,
     gate: Path | None,
@@ -147,12 +147,12 @@ def _run(
 ) -> None:
     from guard.artifact import Artifact
     from guard.fitting.gated import artifacts
-    from guard.fitting.gated.prompt_gate import PromptGate
+    from guard.fitting.gated.token_gate import TokenGate
     from guard.models.chat import TransformersChat
 
     given_by = None if gate is None else Artifact.load(gate)
     chat = TransformersChat.load(model, device=device)
-    given = None if given_by is None else PromptGate.of_artifact(given_by, chat)
+    given = None if given_by is None else TokenGate.of_artifact(given_by, chat)
     started = time.monotonic()
     with stages() as progress:
         fitted = fit(chat, given, progress)

@@ -24,7 +24,7 @@ from guard.reporting.progress import Stages, stages
 if TYPE_CHECKING:
     from guard.artifact import Artifact
     from guard.fitting.gated.imported import LanguageImport
-    from guard.fitting.gated.prompt_gate import PromptGate
+    from guard.fitting.gated.token_gate import TokenGate
     from guard.models.chat import TransformersChat
 
 
@@ -118,13 +118,13 @@ class LanguageRun:
         about: Sequence[ForgetPrompt],
         others: Sequence[RetainPrompt],
         progress: Stages,
-    ) -> PromptGate:
-        from guard.fitting.gated.prompt_gate import PromptGate
+    ) -> TokenGate:
+        from guard.fitting.gated.token_gate import TokenGate
         from guard.fitting.steering.gate_search import GateRates
 
         if self.ungated:
-            return PromptGate.always(chat)
+            return TokenGate.always(chat)
         if given_by is not None:
-            return PromptGate.of_artifact(given_by, chat)
+            return TokenGate.of_artifact(given_by, chat)
         rates = GateRates(self.fpr, self.near_fpr)
-        return PromptGate.fitted(chat, about, others, rates, seed=self.seed, progress=progress)
+        return TokenGate.fitted(chat, about, others, rates, seed=self.seed, progress=progress)

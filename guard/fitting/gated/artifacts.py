@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from guard.artifact import Artifact, ArtifactMeta, version_of
 from guard.errors import ArtifactError
 from guard.fitting.gated.fit import Fit
-from guard.fitting.gated.prompt_gate import PromptGate
+from guard.fitting.gated.token_gate import TokenGate
 from guard.fitting.judgement import Remedies, judgement, judgement_grid
 from guard.fitting.steering.report import GARBLED, LEAKS
 from guard.models.chat import ChatModel
@@ -24,7 +24,7 @@ from steering.methods.kif import KifGuard
 def gated_artifact(
     method: str,
     chat: ChatModel,
-    gate: PromptGate,
+    gate: TokenGate,
     settings: Mapping[str, Any],
     tensors: Mapping[str, Any],
     calibration: Mapping[str, Any],

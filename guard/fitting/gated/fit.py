@@ -20,8 +20,8 @@ from guard.data.prompts import AskedRow, ForgetPrompt, RetainPrompt, in_split
 from guard.errors import DataError
 from guard.evaluation.fluency import perplexity
 from guard.fitting.gated import subspaces
-from guard.fitting.gated.prompt_gate import PromptGate
 from guard.fitting.gated.subspaces import PromptStates
+from guard.fitting.gated.token_gate import TokenGate
 from guard.fitting.judgement import HeldOut
 from guard.fitting.steering.asking import asked, prompt_of
 from guard.fitting.steering.directions import Trial, answered_under, chosen
@@ -52,7 +52,7 @@ class Fit:
 
     method: str
     guard: AblationGuard
-    gate: PromptGate
+    gate: TokenGate
     strength: float
     trials: tuple[Trial, ...]
     calibration: dict[str, Any]
@@ -63,7 +63,7 @@ def fit_ablation(
     chat: ChatModel,
     forget: Sequence[ForgetPrompt],
     retain: Sequence[RetainPrompt],
-    gate: PromptGate,
+    gate: TokenGate,
     *,
     rank: int = 1,
     seed: int = 0,
@@ -85,7 +85,7 @@ def fit_kif(
     chat: ChatModel,
     forget: Sequence[ForgetPrompt],
     retain: Sequence[RetainPrompt],
-    gate: PromptGate | None,
+    gate: TokenGate | None,
     rates: GateRates,
     *,
     rank: int = 1,
@@ -161,7 +161,7 @@ def _signature_gate(
     retain: Sequence[RetainPrompt],
     rates: GateRates,
     progress: Stages,
-) -> PromptGate:
+) -> TokenGate:
     """The score of a signature in standard deviations of those of the retain prompts of the
     validation split, which give the threshold."""
     held_out, known = in_split(retain, "validation"), in_split(forget, "validation")
@@ -178,7 +178,7 @@ def _signature_gate(
         kind: [s for s, n in zip(z, near, strict=False) if n == is_near]
         for kind, is_near in (("far", False), ("near", True))
     }
-    return PromptGate(
+    return TokenGate(
         (layer,),
         signature[None] / deviation,
         threshold,
@@ -193,14 +193,14 @@ def _signature_gate(
     )
 
 
-def _ablation(gate: PromptGate, layers: range, bases: Tensor) -> AblationGuard:
+def _ablation(gate: TokenGate, layers: range, bases: Tensor) -> AblationGuard:
     act = tuple(layers)
     return AblationGuard(
         "fitted", gate.sense_layers, gate.gates, act, bases[list(act)].contiguous(), gate.pool
     )
 
 
-def _kif(guard: AblationGuard, gate: PromptGate, levels: Tensor) -> KifGuard:
+def _kif(guard: AblationGuard, gate: TokenGate, levels: Tensor) -> KifGuard:
     own = levels[list(guard.act_layers)].contiguous()
     return KifGuard(**vars(guard), levels=own, bias=gate.bias)
 
@@ -209,7 +209,7 @@ def _searched(
     method: str,
     chat: ChatModel,
     forget: Sequence[ForgetPrompt],
-    gate: PromptGate,
+    gate: TokenGate,
     pairs: Sequence[tuple[AblationGuard, float]],
     rng: random.Random,
     progress: Stages,

@@ -9,7 +9,7 @@ from pathlib import Path
 from guard.artifact import Artifact
 from guard.errors import DataError
 from guard.fitting.gated.artifacts import gated_artifact
-from guard.fitting.gated.prompt_gate import PromptGate
+from guard.fitting.gated.token_gate import TokenGate
 from guard.fitting.overlays.base import Base
 from guard.fitting.overlays.changes import Change
 from guard.fitting.overlays.cutting import Energy, energies, factors_of
@@ -40,7 +40,7 @@ class LanguageImport:
 def import_overlay(
     chat: TransformersChat,
     request: LanguageImport,
-    gate: PromptGate,
+    gate: TokenGate,
     prompts: Sequence[Prompt],
     *,
     concept: str,

@@ -11,7 +11,7 @@ from examples.erasers.measure import TOKENS, Measurement, _bank
 from guard.artifact import Artifact
 from guard.data.prompts import ForgetPrompt, RetainPrompt
 from guard.fitting.gated.imported import LanguageImport, import_overlay
-from guard.fitting.gated.prompt_gate import PromptGate
+from guard.fitting.gated.token_gate import TokenGate
 from guard.models.chat import TransformersChat
 from guard.reporting.progress import Lines
 from steering.hidden.rows import RowGuard
@@ -35,11 +35,11 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> TransformersChat:
 def guard_of(chat: TransformersChat, folder: Path) -> Artifact:
     """An overlay whose gate fires on about a half of the prompts."""
     gates = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(2))
-    probe = PromptGate((1,), gates, 0.0, 2)
+    probe = TokenGate((1,), gates, 0.0, 2)
     held_out = probe.held_out(chat, _as_validation(), Lines().begin)
     middle = sorted(row.score for row in held_out.prompts)[9:12]
     # between two scores, which are those of states in half precision
-    gate = PromptGate((1,), gates, (middle[0] + middle[1]) / 2, 2)
+    gate = TokenGate((1,), gates, (middle[0] + middle[1]) / 2, 2)
     source = save_adapter(folder / "lora", chat.model, size=0.2)
     request = LanguageImport(source)
     return import_overlay(chat, request, gate, [], concept="topic/t", progress=Lines().begin)

@@ -18,7 +18,7 @@ from guard.artifact import Artifact
 from guard.cli import app
 from guard.errors import DataError, FingerprintError
 from guard.fitting.gated.imported import OUTSIDE, LanguageImport, import_overlay
-from guard.fitting.gated.prompt_gate import PromptGate
+from guard.fitting.gated.token_gate import TokenGate
 from guard.models.chat import TransformersChat
 from guard.reporting.progress import Lines
 from steering.hidden.bank import HiddenBank
@@ -121,7 +121,7 @@ def test_a_score_of_a_signature_is_in_deviations_of_retain_prompts(
 def test_a_gate_of_another_model_or_method_is_refused(folder: Path, ablation: Artifact) -> None:
     other = TransformersChat(tiny_model(seed=3), None_tokenizer(), name="other")
     with pytest.raises(FingerprintError, match="fitted on"):
-        PromptGate.of_artifact(ablation, other)
+        TokenGate.of_artifact(ablation, other)
     done = fit(folder, "kif", "--gate", folder / "kif.safetensors")
     assert done.exit_code == 1 and "has no gate that another can take" in done.output
     assert done.output.count("\n") == 1
@@ -139,7 +139,7 @@ def None_tokenizer() -> Any:
     return Tokenizer()
 
 
-def take_in(chat: TransformersChat, source: Path, gate: PromptGate, **how: Any) -> Artifact:
+def take_in(chat: TransformersChat, source: Path, gate: TokenGate, **how: Any) -> Artifact:
     prompts = [chat.prompt(text) for text in PROMPTS]
     request = LanguageImport(source, **how)
     return import_overlay(chat, request, gate, prompts, concept="topic/t", progress=Lines().begin)
@@ -164,7 +164,7 @@ def changed(chat: TransformersChat, model: Any) -> TransformersChat:
 
 def test_an_adapter_is_imported_exactly(tmp_path: Path, chat: TransformersChat) -> None:
     folder = save_adapter(tmp_path / "lora", chat.model, ("q_proj", "down_proj"))
-    artifact = take_in(chat, folder, PromptGate.always(chat))
+    artifact = take_in(chat, folder, TokenGate.always(chat))
     wanted = answers(changed(chat, merged(chat.model, folder)))
     assert answers(chat, artifact) == wanted != answers(chat)
     assert artifact.meta.seams == ("linear",) and artifact.meta.calibration["gated"] is False
@@ -180,7 +180,7 @@ def test_whole_weights_are_cut_and_what_is_left_out_is_told(
     weights["model.norm.weight"] = weights["model.norm.weight"] * 1.1
     (tmp_path / "tuned").mkdir()
     save_file(weights, tmp_path / "tuned" / "model.safetensors")
-    artifact = take_in(chat, tmp_path / "tuned", PromptGate.always(chat), rank=4)
+    artifact = take_in(chat, tmp_path / "tuned", TokenGate.always(chat), rank=4)
     shares: Any = artifact.meta.settings["shares"]
     assert min(shares.values()) > 0.999 and len(shares) == 2 * LAYERS
     assert answers(chat, artifact) == answers(changed(chat, tuned))
@@ -188,7 +188,7 @@ def test_whole_weights_are_cut_and_what_is_left_out_is_told(
     assert [*dropped.values()] == [["model.norm.weight"]]
     weights["lm_head.weight"] = weights["lm_head.weight"] * 1.1
     save_file(weights, tmp_path / "tuned" / "model.safetensors")
-    artifact = take_in(chat, tmp_path / "tuned", PromptGate.always(chat), rank=4)
+    artifact = take_in(chat, tmp_path / "tuned", TokenGate.always(chat), rank=4)
     assert artifact.meta.settings["dropped"][OUTSIDE] == ["lm_head"]  # type: ignore[index, call-overload]
 
 
@@ -201,9 +201,9 @@ def test_a_cut_that_loses_much_is_refused_unless_it_is_asked_for(
     noise = 0.1 * torch.randn(weight.shape, generator=generator)
     save_file({name: weight + noise}, tmp_path / "noise.safetensors")
     with pytest.raises(DataError, match="keep less than 90%"):
-        take_in(chat, tmp_path / "noise.safetensors", PromptGate.always(chat), rank=2)
+        take_in(chat, tmp_path / "noise.safetensors", TokenGate.always(chat), rank=2)
     accepted = take_in(
-        chat, tmp_path / "noise.safetensors", PromptGate.always(chat), rank=2, least_share=0.0
+        chat, tmp_path / "noise.safetensors", TokenGate.always(chat), rank=2, least_share=0.0
     )
     assert accepted.meta.settings["share"] < 0.9  # type: ignore[operator]
 
@@ -214,14 +214,14 @@ def test_a_checkpoint_without_a_layer_that_is_served_is_refused(
     head = chat.model.state_dict()["lm_head.weight"] * 1.1
     save_file({"lm_head.weight": head.contiguous()}, tmp_path / "head.safetensors")
     with pytest.raises(DataError, match="no linear layer inside the decoder layers"):
-        take_in(chat, tmp_path / "head.safetensors", PromptGate.always(chat))
+        take_in(chat, tmp_path / "head.safetensors", TokenGate.always(chat))
 
 
 def test_a_gate_keeps_other_answers(
     tmp_path: Path, chat: TransformersChat, ablation: Artifact
 ) -> None:
     folder = save_adapter(tmp_path / "lora", chat.model)
-    artifact = take_in(chat, folder, PromptGate.of_artifact(ablation, chat))
+    artifact = take_in(chat, folder, TokenGate.of_artifact(ablation, chat))
     settings = {**artifact.meta.settings, "threshold": 1e6}
     silent = Artifact(
         artifact.meta.model_copy(update={"settings": settings, "tensors_sha256": ""}),

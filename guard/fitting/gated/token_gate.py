@@ -38,7 +38,7 @@ ALWAYS = -1.0
 
 
 @dataclass(frozen=True, eq=False)
-class PromptGate:
+class TokenGate:
     """`gates [sense layers, width]`, float32; `calibration` are figures of the validation split."""
 
     sense_layers: tuple[int, ...]
@@ -49,7 +49,7 @@ class PromptGate:
     calibration: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_artifact(cls, artifact: Artifact, chat: ChatModel) -> PromptGate:
+    def of_artifact(cls, artifact: Artifact, chat: ChatModel) -> TokenGate:
         """The gate of another guard of the same model. Raises DataError for one of another method
         or of some tokens alone, FingerprintError for one of another model, and ValueError."""
         meta = artifact.meta
@@ -86,7 +86,7 @@ class PromptGate:
         *,
         seed: int = 0,
         progress: Stages,
-    ) -> PromptGate:
+    ) -> TokenGate:
         """One for these prompts, as `guard fit steer` makes it. Raises DataError as `fit_steer`."""
         require_rows(forget, retain, tokens=None, each_subject=False, scores_texts=True)
         rates.check(retain)
@@ -107,7 +107,7 @@ class PromptGate:
         )
 
     @classmethod
-    def always(cls, chat: ChatModel) -> PromptGate:
+    def always(cls, chat: ChatModel) -> TokenGate:
         """None: every prompt scores 0 and fires, as an eraser acts that is published without."""
         return cls((0,), torch.zeros(1, chat.width), ALWAYS, 1, calibration={"gated": False})
 
