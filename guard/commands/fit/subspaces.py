@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from guard.commands.fit.options import Device, Model
+from guard.commands.fit.options import Device, Model, ModelDtype
 from guard.commands.fit.output import (
     checked_concept,
     print_json,
@@ -19,6 +19,7 @@ from guard.commands.fit.output import (
     print_written,
     require_artifact_name,
 )
+from guard.config.schema import Dtype
 from guard.data.prompts import ForgetPrompt, RetainPrompt, read_rows
 from guard.fitting.files import write_report
 from guard.models.kind_checks import source_of
@@ -64,6 +65,7 @@ def ablation(
     near_fpr: NearFpr = 0.05,
     seed: Seed = 0,
     description: Description = "",
+    dtype: ModelDtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -85,7 +87,7 @@ def ablation(
         return fit_ablation(chat, about, others, given, rank=rank, seed=seed, progress=progress)
 
     rows = _read(forget, retain, out, concept, description, model)
-    _run(fit, model, device, gate, concept, description, out, as_json)
+    _run(fit, model, dtype, device, gate, concept, description, out, as_json)
 
 
 def kif(
@@ -106,6 +108,7 @@ def kif(
     near_fpr: NearFpr = 0.05,
     seed: Seed = 0,
     description: Description = "",
+    dtype: ModelDtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -122,7 +125,7 @@ def kif(
         return fit_kif(chat, *rows, given, rates, rank=rank, seed=seed, progress=progress)
 
     rows = _read(forget, retain, out, concept, description, model)
-    _run(fit, model, device, gate, concept, description, out, as_json)
+    _run(fit, model, dtype, device, gate, concept, description, out, as_json)
 
 
 def _read(
@@ -138,6 +141,7 @@ def _read(
 def _run(
     fit: Callable[[ChatModel, TokenGate | None, Stages], Fit],
     model: str,
+    dtype: Dtype,
     device: str,
     gate: Path | None,
     concept: str,
@@ -151,7 +155,7 @@ def _run(
     from guard.models.chat import TransformersChat
 
     given_by = None if gate is None else Artifact.load(gate)
-    chat = TransformersChat.load(model, device=device)
+    chat = TransformersChat.load(model, dtype=dtype, device=device)
     given = None if given_by is None else TokenGate.of_artifact(given_by, chat)
     started = time.monotonic()
     with stages() as progress:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from guard.commands.fit.images.run import Count, FitRun, Seed
-from guard.commands.fit.options import AsJson, Device, Out
+from guard.commands.fit.options import AsJson, Device, ModelDtype, Out
 from guard.errors import DataError
 from guard.models.kind_checks import kind_of_model
 
@@ -118,6 +118,7 @@ def import_checkpoint(
         ),
     ] = None,
     seed: Seed = 0,
+    dtype: ModelDtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -134,8 +135,14 @@ def import_checkpoint(
         from guard.commands.importing.images import import_images
         from guard.fitting.images.imported import ImportRequest
 
-        own = {"--concept": concept, "--forget": forget, "--retain": retain, "--gate": gate}
-        _require_none({**own, "--as-read": as_read or None}, "language models")
+        own: dict[str, object] = {
+            "--concept": concept,
+            "--forget": forget,
+            "--retain": retain,
+            "--gate": gate,
+        }
+        own |= {"--as-read": as_read or None, "--dtype": None if dtype == "float32" else dtype}
+        _require_none(own, "language models")
         if concept_file is None:
             raise DataError("--concept-file: is needed for a model of images")
         rates = _rates(fpr, near_fpr, _IMAGE_RATES)
@@ -155,7 +162,7 @@ def import_checkpoint(
         rates = _rates(fpr, near_fpr, _LANGUAGE_RATES)
         wanted = (base, concept, out, forget, retain, gate, ungated)
         taken = LanguageImport(checkpoint, rank, least_share, rereads=not as_read)
-        artifact = LanguageRun(*wanted, *rates, seed, device, as_json).save(taken, prompts)
+        artifact = LanguageRun(*wanted, *rates, seed, dtype, device, as_json).save(taken, prompts)
     dropped: Any = artifact.meta.settings["dropped"]
     if not as_json:
         console = Console()

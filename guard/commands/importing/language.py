@@ -16,6 +16,7 @@ from guard.commands.fit.output import (
     print_written,
     require_artifact_name,
 )
+from guard.config.schema import Dtype
 from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
 from guard.errors import DataError
 from guard.reporting import values
@@ -43,6 +44,7 @@ class LanguageRun:
     fpr: float
     near_fpr: float
     seed: int
+    dtype: Dtype
     device: str
     as_json: bool
 
@@ -56,7 +58,7 @@ class LanguageRun:
         from guard.models.chat import TransformersChat
 
         given_by = None if self.gate is None else Artifact.load(self.gate)
-        chat = TransformersChat.load(self.base, device=self.device)
+        chat = TransformersChat.load(self.base, dtype=self.dtype, device=self.device)
         started = time.monotonic()
         with stages() as progress:
             gate = self._gate(chat, given_by, about, others, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 from guard.artifact import Artifact
 from guard.cli import app
 from guard.commands.importing.command import _LANGUAGE_RATES
+from guard.models.chat import TransformersChat
 from tests.guard.fitting.steering.test_end_to_end import save_tokenizer, write_topic
 from tests.steering.adapters import save_adapter
 from tests.steering.tiny import tiny_model
@@ -64,6 +66,21 @@ def test_a_gate_is_taken_over_and_the_prompt_stays_as_read(folder: Path) -> None
     second = Artifact.load(folder / "g.safetensors")
     assert second.meta.settings["rereads"] is False
     assert second.meta.calibration["gate_of"] == first.digest
+
+
+def test_the_base_may_be_smaller(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    real = TransformersChat.load
+
+    def load(source: str, **how: Any) -> TransformersChat:
+        chat = real(source, **how)
+        loaded.append(chat.precision)
+        return chat
+
+    monkeypatch.setattr(TransformersChat, "load", load)
+    done = run(folder, "lora", "--ungated", "--dtype", "bfloat16")
+    assert done.exit_code == 0, done.output
+    assert loaded == ["torch.bfloat16"]
 
 
 def test_whole_weights_are_cut_on_prompts(folder: Path) -> None:

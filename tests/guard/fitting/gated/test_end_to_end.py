@@ -77,6 +77,16 @@ def test_an_ablation_is_fitted_with_a_gate_of_its_own(folder: Path, ablation: Ar
     assert (folder / "ablation.report.html").stat().st_size > 1000
 
 
+def test_the_model_of_a_fit_may_be_smaller(folder: Path, ablation: Artifact) -> None:
+    done = fit(folder, "ablation", "--rank", 2, "--dtype", "bfloat16")
+    assert done.exit_code == 0, done.output
+    smaller = Artifact.load(folder / "ablation.safetensors")
+    ablation.save(folder / "ablation.safetensors")
+    assert smaller.meta.model == ablation.meta.model
+    near = torch.from_numpy(smaller.tensors["gates"]), torch.from_numpy(ablation.tensors["gates"])
+    assert not torch.equal(*near) and torch.cosine_similarity(*near).min() > 0.9
+
+
 @pytest.mark.parametrize("taken", [False, True])
 def test_a_signature_decides_or_takes_over_a_gate(
     folder: Path, ablation: Artifact, taken: bool

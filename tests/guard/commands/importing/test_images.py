@@ -96,3 +96,10 @@ def test_a_wrong_base_is_one_line(model: tuple[Path, Family], tmp_path: Path) ->
     save_file({"conv_in.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
     result = run(tmp_path / "other.safetensors", tmp_path, model[0], "--ungated")
     assert result.exit_code == 1 and "it is of another model" in result.stderr
+
+
+def test_a_smaller_dtype_is_for_language_models(model: tuple[Path, Family], tmp_path: Path) -> None:
+    source = eraser(tmp_path, model[1])
+    result = run(source, tmp_path, model[0], "--ungated", "--dtype", "bfloat16")
+    assert result.exit_code == 1
+    assert "--dtype: for language models, and the base is none" in result.stderr
