@@ -59,7 +59,7 @@ async def _aiohttp(url: str) -> AsyncIterator[Send]:
 
 @asynccontextmanager
 async def _pyreqwest(url: str) -> AsyncIterator[Send]:
-    from pyreqwest.client import ClientBuilder  # type: ignore[import-not-found]
+    from pyreqwest.client import ClientBuilder
 
     async with ClientBuilder().build() as client:
 

@@ -16,7 +16,7 @@ one."""
 def open_session(graph: Path, threads: int, providers: Sequence[str], **options: Any) -> Any:
     """ONNX Runtime's session of a graph, on those of `providers` that are installed; `options` are
     further ones of `onnxruntime.InferenceSession`."""
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads

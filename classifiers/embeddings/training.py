@@ -57,7 +57,7 @@ def train_sentence(
 
     Which sentence of an unsafe text says what is unsafe is not known: leave them out.
     """
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
 
     weights = weights.copy()
     if sentence.any():
@@ -103,7 +103,7 @@ def calibrated(
     balanced = np.where(unsafe, 1 / unsafe.sum(), 1 / (~unsafe).sum())
     if how == "temperature":
         return replace(head, temperature=_temperature(logits, unsafe, balanced), table=None)
-    from sklearn.isotonic import IsotonicRegression  # type: ignore[import-untyped]
+    from sklearn.isotonic import IsotonicRegression
 
     levels = IsotonicRegression(y_min=0, y_max=1).fit(logits, unsafe, balanced).predict(logits)
     values = np.unique(levels)
@@ -134,8 +134,8 @@ def _logistic(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64]) -
 def _mlp(
     embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: int
 ) -> EmbeddingHead:
-    from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-    from sklearn.neural_network import MLPClassifier  # type: ignore[import-untyped]
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
 
     members = []
     with warnings.catch_warnings():
@@ -164,7 +164,7 @@ def _mlp(
 def _prototypes(
     embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: int
 ) -> EmbeddingHead:
-    from sklearn.cluster import KMeans  # type: ignore[import-untyped]
+    from sklearn.cluster import KMeans
 
     def centres(rows: Flags) -> NDArray[Any]:
         count = min(_PROTOTYPES, int(rows.sum()))
@@ -184,7 +184,7 @@ def _temperature(logits: Floats, unsafe: Flags, weights: NDArray[np.float64]) ->
     Targets are those of Platt (1999), a little inside 0 and 1: where logits separate the classes,
     the temperature would else go to zero and all probabilities to 0 or 1, thresholds with them.
     """
-    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+    from scipy.optimize import minimize_scalar
 
     targets = np.where(unsafe, 1 - 1 / (unsafe.sum() + 2), 1 / ((~unsafe).sum() + 2))
     real = logits.astype(np.float64)

@@ -45,7 +45,7 @@ class Share:
 
     def _bounds(self, alternative: str, method: str) -> tuple[float, float]:
         # of the extra for fits; a server that only knows of shares has none
-        from scipy.stats import binomtest  # type: ignore[import-untyped]
+        from scipy.stats import binomtest
 
         test = binomtest(self.count, self.total, alternative=alternative)
         low, high = test.proportion_ci(0.95, method=method)

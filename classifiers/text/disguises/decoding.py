@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.disguises.codecs import ciphers, wording
 from classifiers.text.disguises.codecs.alphabets import ALPHABET

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.disguises.rewriting import Replacement
 

@@ -35,7 +35,7 @@ def _without_advice() -> Iterator[None]:
 
 def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph of `bert_onnx.to_onnx` with its matrices and its table of words in int8."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder, _without_advice():
         path = Path(folder) / "quantised.onnx"

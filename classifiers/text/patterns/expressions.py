@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 
 def compiled_regex(pattern: str, *, raw: bool) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import ahocorasick_rs
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.disguises.decoding import RUNS, may_have_runs
 from classifiers.text.disguises.folding import fold, fold_simple, uncover

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 VALUE: Final = "value"
 """The name of the group that is the match, where the rest is context."""

@@ -86,8 +86,8 @@ def _json(path: Path) -> list[Row]:
 
 def _parquet(path: Path) -> list[Row]:
     try:
-        import pyarrow  # type: ignore[import-not-found]
-        import pyarrow.parquet  # type: ignore[import-not-found]
+        import pyarrow
+        import pyarrow.parquet
     except ImportError as error:
         raise DataError(
             f"{path}: is a Parquet file, which pyarrow reads: pip install "

@@ -42,7 +42,7 @@ class Judge:
     """One judge. Raises DataError if the file is no judge."""
 
     def __init__(self, path: Path) -> None:
-        from onnxruntime import (  # type: ignore[import-untyped]
+        from onnxruntime import (
             InferenceSession,
             SessionOptions,
         )

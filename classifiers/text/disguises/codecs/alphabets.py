@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.disguises.codecs.base import Codec
 from classifiers.text.disguises.language import is_language

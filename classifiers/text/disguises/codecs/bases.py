@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.disguises.codecs.base import Codec
 from classifiers.text.disguises.codecs.legible import legible, odd

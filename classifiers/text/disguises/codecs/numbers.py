@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.disguises.codecs.base import Codec
 from classifiers.text.disguises.codecs.legible import legible

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.disguises.folding import fold
 from classifiers.text.patterns.candidates import Candidate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.patterns.width import longest_match
 

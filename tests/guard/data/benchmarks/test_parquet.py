@@ -24,8 +24,8 @@ def _image(number: int) -> dict[str, Any]:
 
 def test_parts_with_images_inside(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    import pyarrow  # type: ignore[import-not-found]
-    import pyarrow.parquet  # type: ignore[import-not-found]
+    import pyarrow
+    import pyarrow.parquet
 
     folder = tmp_path / "Full_Set"
     folder.mkdir()

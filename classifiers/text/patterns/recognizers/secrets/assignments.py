@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.disguises.folding import uncover
 from classifiers.text.patterns.candidates import Candidate, Expression, Finding

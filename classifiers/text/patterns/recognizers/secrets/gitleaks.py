@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 _OPERATOR: Final = r"""(?:=|>|:{1,3}=|\|\||:|=>|\?=|,)[\x60'"\s=]{0,5}"""
 _TAIL: Final = r"""(?:[\x60'"\s;]|\\[nr]|$)"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Final, NamedTuple
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 from classifiers.text.patterns.expressions import SearchSet

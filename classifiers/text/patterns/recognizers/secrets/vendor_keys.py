@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Final
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 from classifiers.text.patterns.recognizers.secrets import gitleaks
