@@ -29,7 +29,7 @@ def examples(seed: int, benign: int, unsafe: int) -> tuple[Floats, NDArray[np.bo
 @pytest.mark.parametrize("how", ["temperature", "isotonic"])
 def test_a_head_learns_and_its_probabilities_hold(kind: Kind, how: Calibration) -> None:
     # margins are no log-odds: a temperature alone fits them less well
-    off = 0.25 if kind == "kernel" and how == "temperature" else 0.2
+    off = 0.35 if kind == "kernel" and how == "temperature" else 0.2
     embeddings, unsafe = examples(0, 300, 60)
     head = train(kind, embeddings, unsafe, np.ones(len(unsafe)), seed=0)
     held_out, truth = examples(1, 400, 400)
