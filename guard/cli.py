@@ -32,6 +32,7 @@ BUILT_IN = {
     "eval": "guard.commands.eval.command:app",
     "explain": "guard.commands.explain:app",
     "fit": "guard.commands.fit.command:app",
+    "gate": "guard.commands.gate:app",
     "import": "guard.commands.importing.command:app",
     "inspect": "guard.commands.inspect:app",
     "models": "guard.commands.models:app",
