@@ -29,6 +29,7 @@ BUILT_IN = {
     "certificate": "guard.commands.certificate:app",
     "check": "guard.commands.check:app",
     "demo": "guard.commands.demo.command:app",
+    "doctor": "guard.commands.doctor.command:app",
     "eval": "guard.commands.eval.command:app",
     "explain": "guard.commands.explain:app",
     "fit": "guard.commands.fit.command:app",
