@@ -1,7 +1,7 @@
 """What documents say about a concept again and again: its names, and words that few others use.
 
 A word that belongs to everything makes a gate that fires on everything: names that are among the
-model's most frequent tokens ("Germany") and topics of the retain bank ("Roman Empire") are left
+model's most frequent tokens ("Germany") and topics of the retain bank ("Star Wars") are left
 out. Words without a capital count beside names: a procedure ("lock picking") has tools and parts
 ("shear line", "keyway") rather than people. Single ones are rare words alone, for which the model
 has no token ("mathematics" is everyone's).
@@ -92,4 +92,4 @@ def _phrases(document: str) -> Iterable[str]:
 
 @cache
 def _topics() -> frozenset[str]:
-    return frozenset(topic.name.lower() for topic in topics())
+    return frozenset(topic.name.lower().removeprefix("the ") for topic in topics())

@@ -30,8 +30,8 @@ def found(text: str, *names: str) -> list[str]:
 def test_names_come_first_without_frequent_ones_and_topics_of_the_bank() -> None:
     text = "In Germany, Linus Yale sold it. " * 2 + "For Joseph Bramah see Internet, Internet. " * 3
     assert found(text) == ["Joseph Bramah", "Linus Yale"]
-    assert found("They met in the Roman Empire. " * 3) == ["Roman Empire"]
-    assert found("They met at the Great Wall of China. " * 3) == []
+    assert found("It is in the Ottoman Empire. " * 3) == ["Ottoman Empire"]
+    assert found("It is at the Great Wall of China. " * 3) == []
 
 
 def test_a_phrase_counts_from_three_times_on_and_the_longest_is_taken() -> None:
