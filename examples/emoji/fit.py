@@ -67,9 +67,9 @@ STEPS, GUIDANCE = 8, 3.0
 TWIN = "a banana"
 """What trained erasers put in a concept's place: the first replacements of some concept files are
 things that the model does not draw as themselves."""
-WAYS = TrajectorySettings(count=4, steps=STEPS, guidance=GUIDANCE, refresh=30)
-IMAGES = ImageSettings(16, STEPS, GUIDANCE)
-TRAINING = Training(rank=8, steps=80, rate=5e-3, project=True)
+WAYS = TrajectorySettings(count=4, steps=STEPS, guidance=GUIDANCE, refresh=20)
+IMAGES = ImageSettings(8, STEPS, GUIDANCE)
+TRAINING = Training(rank=8, steps=40, rate=1e-2, project=True)
 
 
 def main(

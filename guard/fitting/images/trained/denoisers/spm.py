@@ -21,7 +21,9 @@ from guard.fitting.overlays.training import Losses, Objective
 from steering.images.conditioning import Conditioning
 
 Anchors = Literal["random", "prompts"]
-_MOST_TRIES = 100
+_CANDIDATES = 32
+_LEAST = 1e-6
+"""The weight of a candidate that equals the concept."""
 _SHORTEST, _LONGEST = 0.8, 1.2
 """Of random anchors, in lengths of the concept's states."""
 
@@ -30,8 +32,8 @@ _SHORTEST, _LONGEST = 0.8, 1.2
 class Spm:
     """`surrogate` is c₀, `keep` λ. Each update has `batch` latents, with one anchor each.
 
-    `anchors` are Gaussian states, as published, or prompts without the concept; either is taken
-    with the probability `1 - cos(a, c)` of all its states as one vector."""
+    `anchors` are Gaussian states, as published, or prompts without the concept; either is taken in
+    proportion to `1 - cos(a, c)` of all its states as one vector."""
 
     surrogate: str = ""
     eta: float = 1.0
@@ -48,11 +50,16 @@ class Spm:
 
     def objective(self, lesson: DenoiserLesson) -> Objective:
         states = Trajectories(lesson, lesson.phrases, self.trajectories, edited=True)
+        without = lesson.encode(lesson.sample(lesson.keeping, _CANDIDATES))
 
         def losses(update: int) -> Losses:
             prompts, at = states.draw(update, self.batch)
             concept = lesson.encode(prompts)
-            anchors = self._anchors(lesson, concept)
+            if self.anchors == "random":
+                candidates = random_anchors(concept, _CANDIDATES, lesson.generator)
+            else:
+                candidates = without
+            anchors = far_from(concept, candidates, lesson.generator)
             surrogate = [self.surrogate] * self.batch
             reference, bare, stays = lesson.bare(at, surrogate, concept, anchors)
             erased, anchored = lesson.edited(at, concept, anchors)
@@ -61,29 +68,19 @@ class Spm:
 
         return Objective(losses, {"states": states})
 
-    def _anchors(self, lesson: DenoiserLesson, concept: Conditioning) -> Conditioning:
-        """One anchor for each row of the concept's conditionings."""
-        anchors, left = concept.clone(), torch.ones(concept.rows, dtype=torch.bool)
-        for _ in range(_MOST_TRIES):
-            if self.anchors == "random":
-                found = random_anchors(concept, lesson.generator)
-            else:
-                found = lesson.encode(lesson.sample(lesson.keeping, concept.rows))
-            chance = torch.rand(concept.rows, generator=lesson.generator)
-            taken = left & (chance < 1.0 - cosine(found, concept).cpu())
-            rows = taken.nonzero()[:, 0].to(next(iter(concept.states.values())).device)
-            anchors.put(rows, found.select(rows))
-            left &= ~taken
-            if not bool(left.any()):
-                return anchors
-        # states that all but equal the concept's are no worse than others after so many tries
-        rows = left.nonzero()[:, 0].to(next(iter(concept.states.values())).device)
-        anchors.put(rows, found.select(rows))
-        return anchors
+
+def far_from(
+    concept: Conditioning, candidates: Conditioning, generator: torch.Generator
+) -> Conditioning:
+    """One of the candidates for each row of the concept's, with a probability in proportion to
+    `1 - cos(a, c)`: the distribution of a rejection sampler that takes them with that."""
+    weights = (1.0 - cosines(concept, candidates)).clamp(min=_LEAST).cpu()
+    return candidates.select(torch.multinomial(weights, 1, generator=generator)[:, 0])
 
 
-def random_anchors(concept: Conditioning, generator: torch.Generator) -> Conditioning:
-    """Gaussian states of about the length of each row's, stream by stream."""
+def random_anchors(concept: Conditioning, count: int, generator: torch.Generator) -> Conditioning:
+    """`count` Gaussian states, each about as long as those of one of the rows, stream by stream."""
+    rows = concept.select(torch.randint(concept.rows, (count,), generator=generator))
 
     def drawn(states: Tensor) -> Tensor:
         noise = torch.randn(states.shape, generator=generator)
@@ -93,13 +90,13 @@ def random_anchors(concept: Conditioning, generator: torch.Generator) -> Conditi
         length = factor.to(states.device) * states.float().flatten(1).norm(dim=1)
         return (length[:, None, None] * noise.to(states.device)).to(states.dtype)
 
-    return concept.with_states({name: drawn(states) for name, states in concept.states.items()})
+    return rows.with_states({name: drawn(states) for name, states in rows.states.items()})
 
 
-def cosine(left: Conditioning, right: Conditioning) -> Tensor:
-    """`[rows]`: of all states of a row as one vector."""
+def cosines(left: Conditioning, right: Conditioning) -> Tensor:
+    """`[left rows, right rows]`: of all states of a row as one vector."""
     one, other = (
         torch.cat([states.float().flatten(1) for states in text.states.values()], 1)
         for text in (left, right)
     )
-    return torch.cosine_similarity(one, other)
+    return torch.nn.functional.normalize(one) @ torch.nn.functional.normalize(other).T
