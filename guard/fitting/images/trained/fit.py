@@ -83,14 +83,14 @@ def fit_trained(
     lesson = Lesson(
         image_model, base, deltas, concept, training, asking, keeping, generator, progress
     )
-    used = asdict(training) | asdict(eraser)
-    used["betas"] = list(training.betas)
+    settings, loop = asdict(eraser), asdict(training) | {"betas": list(training.betas)}
     networks = list(base.networks.values())
     kept = None
     if fit.keeping is not None:
         model = fingerprint(torch.nn.ModuleList(networks))
-        about = [RECIPE, eraser.name, model, str(image_model.family.device), used, made_of(concept)]
-        kept = fit.keeping(json.dumps([*about, list(fit.layers)]))
+        device, words = str(image_model.family.device), _words(concept)
+        about = [RECIPE, eraser.name, model, device, settings, loop, list(fit.layers), words]
+        kept = fit.keeping(json.dumps(about))
     with frozen(networks):
         objective = fit.objective(lesson)
         parts = {**objective.parts, "generator": ResumableGenerator(generator)}
@@ -99,7 +99,7 @@ def fit_trained(
     origin = {
         "source": eraser.name,
         "layout": "trained",
-        "training": used | {"loss": losses[-1]},
+        "training": loop | settings | {"loss": losses[-1]},
         **({"zeroed": deltas.zeroed} if training.penalty else {}),
     }
     return overlay_artifact(
@@ -113,6 +113,6 @@ def fit_trained(
     )
 
 
-def made_of(concept: Concept) -> dict[str, Any]:
+def _words(concept: Concept) -> dict[str, Any]:
     """The words that a concept's prompts are made of."""
     return concept.model_dump(mode="json", exclude={"description"})

@@ -29,13 +29,13 @@ from guard.fitting.prompts.twins import twins
 @dataclass(frozen=True)
 class DoCo:
     """`anchor` is in the anchor prompts the concept's place; `keep` weighs the anchor's images.
-    The discriminator has `warmup` updates of Adam at `rate` before the first of the factors, and
-    one with each of them. `batch` views in an update."""
+    The discriminator has `warmup` updates of Adam at `discriminator_rate` before the first of the
+    factors, and one with each of them. `batch` views in an update."""
 
     anchor: str
     keep: float = 1.0
     warmup: int = 30
-    rate: float = 5e-4
+    discriminator_rate: float = 5e-4
     batch: int = 4
     images: ImageSettings = field(default_factory=lambda: ImageSettings(count=16))
 
@@ -51,7 +51,9 @@ class DoCo:
         for target, anchor in twins(lesson.concept, self.anchor):
             targets.setdefault(anchor, []).append(target)
         images = lesson.images(list(targets), self.images)
-        discriminator = Discriminator(family.channels, self.rate, family.device, lesson.generator)
+        discriminator = Discriminator(
+            family.channels, self.discriminator_rate, family.device, lesson.generator
+        )
 
         def drawn() -> tuple[list[str], list[str], Views]:
             anchors, views = images.views(self.batch, lesson.generator)

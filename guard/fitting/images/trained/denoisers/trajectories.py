@@ -15,7 +15,7 @@ from guard.fitting.images.trained.denoisers.lesson import DenoiserLesson
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.sampling.samplers import Sampler
 
-_SEEDS = 2**31
+_SEEDS = _NEVER = 2**31
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Trajectories:
         """`rows` states of these noise levels, at random, with their prompts."""
         if self._states is None or update >= self._until:
             self._states = self._generated()
-            self._until = update + self._settings.refresh if self._edited else 2**31
+            self._until = update + self._settings.refresh if self._edited else _NEVER
         level = self._states.level
         within = ((level >= low) & (level <= high)).nonzero()[:, 0]
         chosen = torch.randint(len(within), (rows,), generator=self._lesson.generator)

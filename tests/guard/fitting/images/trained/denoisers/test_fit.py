@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -167,7 +167,7 @@ def test_a_training_that_runs_away_is_an_error() -> None:
 
 
 def test_a_boundary_that_no_step_crosses_is_refused() -> None:
-    with pytest.raises(DataError, match="none of 4 steps has a noise level of 1e.05 to inf: give"):
+    with pytest.raises(DataError, match="none of 4 steps has a noise level of 100000 to inf: give"):
         fitted("stable diffusion", Ant(boundary=1e5, trajectories=WAYS))
 
 
@@ -189,3 +189,10 @@ def test_every_kind_of_layer_is_found_by_structure() -> None:
     assert "down_blocks.0.resnets.0.conv1" in kinds["convolution"]
     every = [layer for kind, of in kinds.items() if kind != "queries" for layer in of]
     assert len(every) == len(set(every)) and "conv_in" not in every
+
+
+def test_settings_of_a_loss_and_of_the_loop_have_names_of_their_own() -> None:
+    """The artifact has both in one table."""
+    loop = {field.name for field in fields(TRAINING)}
+    for eraser in ERASERS.values():
+        assert not loop & set(eraser.__dataclass_fields__)
