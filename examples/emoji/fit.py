@@ -74,7 +74,7 @@ TWIN = "a banana"
 things that the model does not draw as themselves."""
 WAYS = TrajectorySettings(count=4, steps=STEPS, guidance=GUIDANCE, refresh=20)
 IMAGES = ImageSettings(8, STEPS, GUIDANCE)
-TRAINING = Training(rank=8, steps=40, rate=1e-2, project=True)
+TRAINING = Training(rate=1e-2, project=True)
 
 
 def main(
@@ -88,6 +88,7 @@ def main(
         str | None, typer.Option(help="Methods, separated by commas; all if left out.")
     ] = None,
     gates: Annotated[bool, typer.Option(help="Fit erasers with both gates too.")] = True,
+    updates: Annotated[int, typer.Option(help="Updates of erasers that are trained.")] = 100,
     judged: Annotated[int, typer.Option(help="Images with which a round of RECE is judged.")] = 48,
     out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = BASELINES,
 ) -> None:
@@ -96,7 +97,9 @@ def main(
     image_model = ImageModel.load(model, device="auto")
     with stages() as progress:
         for name, path in selected(concepts, files).items():
-            fit = _Fit(image_model, read_concept(path), judged, progress, name, out)
+            fit = _Fit(
+                image_model, read_concept(path), judged, updates, progress, out / f"{name}-training"
+            )
             for method, make in selected(methods, FITS).items():
                 started = time.monotonic()
                 artifact = make(fit)
@@ -121,12 +124,12 @@ class _Fit:
         model: ImageModel,
         concept: Concept,
         judged: int,
+        updates: int,
         progress: Stages,
-        name: str,
-        out: Path,
+        states: Path,
     ) -> None:
         self.model, self.concept, self.progress, self._judged = model, concept, progress, judged
-        self._name, self._out = name, out
+        self._updates, self._states = updates, states
         self.prompts: list[LabelledPrompt] = prompts_of(concept, PROMPTS)
         self.encoding_s = 0.0
         self.phrase = concept.phrases.train[0]
@@ -152,8 +155,9 @@ class _Fit:
             self.model, self.concept, None, RATES, eraser, request, self.progress, judged
         )
 
-    def trained(self, eraser: DenoiserEraser, training: Training = TRAINING) -> Artifact:
-        target = self._out / f"{self._name}-{eraser.name}-training.safetensors"
+    def trained(self, eraser: DenoiserEraser, rank: int = 8) -> Artifact:
+        target = self._states.with_name(f"{self._states.name}-{eraser.name}.safetensors")
+        training = replace(TRAINING, rank=rank, steps=self._updates)
         artifact = fit_denoiser(
             self.model,
             self.concept,
@@ -201,7 +205,7 @@ FITS: Mapping[str, Callable[[_Fit], Artifact]] = {
     "ant": lambda fit: fit.contrastive("ant"),
     "trce-push": lambda fit: fit.contrastive("trce"),
     "all-but-one": lambda fit: fit.contrastive("all-but-one"),
-    "spm": lambda fit: fit.trained(Spm(batch=2, trajectories=WAYS), replace(TRAINING, rank=1)),
+    "spm": lambda fit: fit.trained(Spm(batch=2, trajectories=WAYS), rank=1),
     "co-erasing": lambda fit: fit.trained(
         CoErasing(batch=2, pictures=PictureSettings(batch=2, images=IMAGES), trajectories=WAYS)
     ),
