@@ -1,0 +1,75 @@
+"""Autoencoders from a file, or trained; which of their features tell a concept from the rest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from guard.artifact import FittedModel
+from guard.errors import DataError
+from guard.fitting.checkpoints import Checkpoints
+from guard.fitting.sparse.autoencoder import Autoencoders, SparseAutoencoder, mean_activations
+from guard.fitting.sparse.training import Training, train_autoencoders
+from guard.reporting.progress import Stages
+
+
+def obtained(
+    path: Path,
+    model: FittedModel,
+    states: Mapping[str, Tensor],
+    training: Training,
+    progress: Stages,
+) -> Autoencoders:
+    """The autoencoders of the file `path`, which are trained on `states` and written to it where
+    there is none. A training that is killed goes on where its checkpoint ends.
+
+    Raises ArtifactError and FingerprintError for a file of something else, and DataError as
+    `train_autoencoders`, or where the file has no autoencoder of a place of `states`.
+    """
+    if path.exists():
+        found = Autoencoders.load(path)
+        found.require(model, path)
+        if missing := [place for place in states if place not in found.by_place]:
+            raise DataError(
+                f"{path}: has autoencoders of {', '.join(found.by_place)} and none of "
+                f"{', '.join(missing)}: give another file, or places that it has"
+            )
+        return found
+    digest = hashlib.sha256()
+    for place, tensor in states.items():
+        digest.update(place.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    words = [model.fingerprint, digest.hexdigest(), *map(str, asdict(training).values())]
+    kept = Checkpoints(path, " ".join(words))
+    trained = train_autoencoders(model, states, training, kept, progress)
+    trained.save(path)
+    kept.clear()
+    return trained
+
+
+def importance(autoencoder: SparseAutoencoder, concept: Tensor, others: Tensor) -> Tensor:
+    """By how much larger a feature's share of all activations is on the states of a concept than
+    on others, `[features]`; both `[n, width]` (SAeUron's score, arXiv 2501.18052)."""
+    shares = []
+    for states in (concept, others):
+        mean = mean_activations(autoencoder, states)
+        shares.append(mean / mean.sum().clamp(min=1e-12))
+    return shares[0] - shares[1]
+
+
+def most_telling(scores: Tensor, count: int, place: str) -> Tensor:
+    """The indices of the `count` features with the highest scores, the highest first, of those over
+    zero. Raises DataError where there is none."""
+    best = scores.argsort(descending=True, stable=True)[:count]
+    best = best[scores[best] > 0]
+    if not len(best):
+        raise DataError(
+            f"no feature of {place} is more active on the concept than elsewhere: train an "
+            "autoencoder with more --features, or on more prompts"
+        )
+    return torch.as_tensor(best)
