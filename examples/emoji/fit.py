@@ -39,6 +39,8 @@ from guard.fitting.images.training_free import (
 )
 from guard.fitting.prompts.concept_prompts import LabelledPrompt, prompts_of, safe_prompts
 from guard.fitting.prompts.rates import PromptRates
+from guard.fitting.sparse.images import SparsePromptFit, fit_sparse_prompt
+from guard.fitting.sparse.training import Training
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages, stages
 from steering.methods.contrastive import PRESETS
@@ -50,6 +52,7 @@ JUDGE = HERE / "judge-first.onnx"
 PROMPTS = 400
 RATES = PromptRates(0.005, 0.03)
 STEPS, GUIDANCE = 8, 3.0
+SPARSE = Training(features=512, active=8, updates=600)
 
 
 def main(
@@ -71,7 +74,7 @@ def main(
     image_model = ImageModel.load(model, device="auto")
     with stages() as progress:
         for name, path in selected(concepts, files).items():
-            fit = _Fit(image_model, read_concept(path), judged, progress)
+            fit = _Fit(image_model, read_concept(path), judged, progress, out / "autoencoders")
             for method, make in selected(methods, FITS).items():
                 started = time.monotonic()
                 artifact = make(fit)
@@ -87,7 +90,15 @@ def main(
 class _Fit:
     """What the fits of one concept share: its prompts, encoded once where they are needed."""
 
-    def __init__(self, model: ImageModel, concept: Concept, judged: int, progress: Stages) -> None:
+    def __init__(
+        self,
+        model: ImageModel,
+        concept: Concept,
+        judged: int,
+        progress: Stages,
+        autoencoders: Path,
+    ) -> None:
+        self._autoencoders = autoencoders
         self.model, self.concept, self.progress, self._judged = model, concept, progress, judged
         self.prompts: list[LabelledPrompt] = prompts_of(concept, PROMPTS)
         self.encoding_s = 0.0
@@ -116,6 +127,13 @@ class _Fit:
             self.model, self.concept, None, RATES, eraser, request, self.progress, judged
         )
 
+    def sparse_prompt(self) -> Artifact:
+        name = self.concept.name.rpartition("/")[2]
+        request = SparsePromptFit(self._autoencoders / f"{name}.safetensors", training=SPARSE)
+        return fit_sparse_prompt(
+            self.model, self.concept, self.encoded, RATES, request, self.progress, gated=False
+        )
+
     def guide(self, method: str, preset: str | None) -> Artifact:
         return fit_guide(
             self.model, self.concept, None, RATES, method=method, phrase=self.phrase, preset=preset
@@ -141,6 +159,7 @@ FITS: Mapping[str, Callable[[_Fit], Artifact]] = {
     "nearest": lambda fit: fit_nearest(
         fit.model, fit.concept, fit.encoded, RATES, rank=8, anchors=512, seed=0
     ),
+    "sparse-prompt": lambda fit: fit.sparse_prompt(),
     "safe-guidance": lambda fit: fit.guide("safe-guidance", "medium"),
     "negative-prompt": lambda fit: fit.guide("negative-prompt", None),
     "uce": lambda fit: fit.closed_form(Uce(fit.instead)),

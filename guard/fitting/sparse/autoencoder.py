@@ -24,7 +24,6 @@ from guard.fitting.checkpoints import save_whole
 from steering.methods.sparse_features import SparseFeatures, activations
 
 MAX_BYTES = 2**32
-SUFFIX = ".autoencoder.safetensors"
 _KEY = "sparse_autoencoder"
 _PARTS = ("reads", "offsets", "cuts", "writes", "centre")
 _AGAIN = "give another file, or remove it to have one trained"
