@@ -22,6 +22,7 @@ from guard.commands.fit.gated import (
     run,
 )
 from guard.commands.fit.options import Device, Model, ModelDtype
+from guard.commands.fit.output import require_writable
 from guard.errors import DataError
 from guard.reporting.progress import Stages
 
@@ -68,7 +69,7 @@ def sparse(
     erased: Erased = 32,
     features: Features = 1024,
     active: Active = 16,
-    updates: Updates = 1200,
+    updates: Updates = 600,
     rate: Rate = 1e-3,
     fpr: Fpr = 0.01,
     near_fpr: NearFpr = 0.05,
@@ -106,8 +107,6 @@ def sparse(
 def autoencoder_of(given: Path | None, out: Path) -> Path:
     """The file of the autoencoders: the one that is given, or one beside the artifact `out`. Raises
     DataError for a name that no such file has."""
-    from guard.commands.fit.output import require_writable
-
     path = out.with_suffix(".autoencoder.safetensors") if given is None else given
     if path.suffix != ".safetensors":
         raise DataError(f"--autoencoder {path}: the name of such a file ends in .safetensors")

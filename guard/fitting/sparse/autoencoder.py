@@ -8,7 +8,7 @@ the model's fingerprint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -108,8 +108,7 @@ class Autoencoders:
             )
 
 
-def _read(tensor: object, place: str) -> SparseAutoencoder:
-    assert callable(tensor)
+def _read(tensor: Callable[[str], Tensor], place: str) -> SparseAutoencoder:
     parts = [tensor(f"{name}.{place}").clone().float() for name in _PARTS]
     if not all(bool(part.isfinite().all()) for part in parts):
         raise ValueError(f"the autoencoder of {place} has numbers that are not finite")

@@ -48,7 +48,7 @@ class Training:
 
     features: int = 1024
     active: int = 16
-    updates: int = 1200
+    updates: int = 600
     batch: int = 256
     rate: float = 1e-3
     seed: int = 0

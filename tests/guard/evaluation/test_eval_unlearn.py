@@ -140,14 +140,15 @@ def test_a_server_is_asked_by_its_url(server: ImageServer) -> None:
     technique = served(server)
     images = technique.generate(["a cat", KNIFE], seed=1)
     assert images[0].size == (WIDTH, HEIGHT) and technique.outcomes == {"pass": 1, "refined": 1}
-    assert np.array_equal(images[0], server.pixels("a cat", "refine-knife", seed=1))
-    assert np.array_equal(images[1], server.pixels(KNIFE, "refine-knife", seed=2))
-    assert not np.array_equal(images[1], server.pixels(KNIFE, "none", seed=2))
+    how: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 7.5}
+    assert np.array_equal(images[0], server.pixels("a cat", "refine-knife", seed=1, **how))
+    assert np.array_equal(images[1], server.pixels(KNIFE, "refine-knife", seed=2, **how))
+    assert not np.array_equal(images[1], server.pixels(KNIFE, "none", seed=2, **how))
     technique.close()
 
 
 def test_what_a_server_blocks_is_black_and_other_faults_end_the_run(server: ImageServer) -> None:
-    technique = served(server, policy="screen")
+    technique = served(server, policy="block-output")
     images = technique.generate(["a cat", SHOWN], seed=1)
     assert not np.asarray(images[1]).any() and images[1].size == images[0].size
     assert technique.outcomes["blocked"] == 1

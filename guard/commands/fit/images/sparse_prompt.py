@@ -38,7 +38,7 @@ def sparse_prompt(
     ] = 1.0,
     features: Features = 1024,
     active: Active = 16,
-    updates: Updates = 1200,
+    updates: Updates = 600,
     rate: Rate = 1e-3,
     count: Count = 400,
     fpr: Fpr = 0.005,

@@ -136,4 +136,4 @@ def test_a_guard_of_prompts_is_fitted_on_a_pipeline(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         artifact.tensors["reads.text"], file.by_place["text"].features.reads[chosen].numpy()
     )
-    assert json.loads(done.output)["settings"]["autoencoder"]["text"]["active"] > 0
+    assert json.loads(done.stdout)["settings"]["autoencoder"]["text"]["active"] > 0
