@@ -28,7 +28,7 @@ from guard.reporting.progress import Stages
 from steering.methods.sparse_features import SparseFeatures
 from steering.prompt import shared_prefix
 
-FORGET, RETAIN, ANSWER_TOKENS = 64, 96, 16
+FORGET, RETAIN, ANSWER_TOKENS = 48, 64, 16
 """Prompts of the train split whose answers are read, at most, and their tokens."""
 DEPTHS = (0.5, 0.65, 0.8)
 """Shares of the decoder layers after which guards act by default."""
