@@ -52,6 +52,9 @@ BASELINES = FITTED / "baselines"
 JUDGE = HERE / "judge-first.onnx"
 """The judge that tuning may use; figures come from the second one."""
 PROMPTS = 400
+RANK = 128
+"""64 directions keep 90 % of the edit of some concepts, and of others 89.8 %; RECE's derived states
+span more than the concept's own."""
 RATES = PromptRates(0.005, 0.03)
 STEPS, GUIDANCE = 8, 3.0
 SPARSE = Training(features=512, active=8, updates=600)
@@ -118,9 +121,7 @@ class _Fit:
         return encoded
 
     def closed_form(self, eraser: ClosedForm) -> Artifact:
-        # the derived states of RECE span more directions than the concept's own
-        rank = 128 if isinstance(eraser, Rece) else 64
-        request = OverlayRequest(rank, prompts=safe_prompts(self.concept, PROMPTS))
+        request = OverlayRequest(RANK, prompts=safe_prompts(self.concept, PROMPTS))
         judged = None
         if isinstance(eraser, Rece):
             judge = Judge(JUDGE)

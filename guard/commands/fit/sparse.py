@@ -84,16 +84,18 @@ def sparse(
 
     Writes NAME.safetensors, NAME.report.json and NAME.report.html.
     """
+    from guard.fitting.sparse.training import Training
+
     places = None if layers is None else _layers(layers)
     given_file = autoencoder_of(autoencoder, out)
+    training = Training(features, active, updates, rate=rate, seed=seed)
+    training.check()
 
     def fit(chat: ChatModel, given: TokenGate | None, progress: Stages) -> Fit:
         from guard.fitting.gated.token_gate import TokenGate
         from guard.fitting.sparse.language import SparseFit, fit_sparse
-        from guard.fitting.sparse.training import Training
         from guard.fitting.steering.gate_search import GateRates
 
-        training = Training(features, active, updates, rate=rate, seed=seed)
         request = SparseFit(given_file, erased, places, training)
         if given is None:
             rates = GateRates(fpr, near_fpr)

@@ -8,7 +8,7 @@ the model's fingerprint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from guard.artifact import FittedModel
-from guard.errors import ArtifactError, FingerprintError
+from guard.errors import ArtifactError, DataError, FingerprintError
 from guard.fitting.checkpoints import save_whole
 from steering.methods.sparse_features import SparseFeatures, activations
 
@@ -99,12 +99,20 @@ class Autoencoders:
             raise ArtifactError(f"{path}: is no sparse autoencoder ({reason}): {_AGAIN}") from error
         return cls(about, by_place)
 
-    def require(self, model: FittedModel, path: Path) -> None:
+    def require_model(self, model: FittedModel, path: Path) -> None:
         """Raise FingerprintError unless it is of this model's states."""
         if self.about.model.fingerprint != model.fingerprint:
             raise FingerprintError(
                 f"{path}: is of the model {self.about.model.name!r}, not of {model.name!r}: "
                 f"{_AGAIN}"
+            )
+
+    def require_places(self, places: Iterable[str], path: Path) -> None:
+        """Raise DataError where it has no autoencoder of one of these places."""
+        if missing := [place for place in places if place not in self.by_place]:
+            raise DataError(
+                f"{path}: has autoencoders of {', '.join(self.by_place)} and none of "
+                f"{', '.join(missing)}: give another file, or places that it has"
             )
 
 

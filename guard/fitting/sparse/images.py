@@ -13,7 +13,7 @@ from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.fitting.images.training_free import EncodedConcept, perhaps_gated
 from guard.fitting.prompts.rates import PromptRates
-from guard.fitting.sparse.selection import importance, most_telling, obtained
+from guard.fitting.sparse.selection import existing, importance, most_telling, trained
 from guard.fitting.sparse.training import Training
 from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning
@@ -46,13 +46,15 @@ def fit_sparse_prompt(
     """The features that tell prompts with the concept from those of the same form without it.
 
     Raises DataError where no feature does, or if the held-out prompts are too few for the rates;
-    and as `obtained`.
+    and as `existing` and `trained`.
     """
-    request.training.check()
-    about, others = _tokens(encoded.unsafe), _tokens(encoded.safe)
     model = image_model.fitted_model()
-    every = {name: torch.cat([states, others[name]]) for name, states in about.items()}
-    found = obtained(request.autoencoder, model, every, request.training, progress)
+    found = existing(request.autoencoder, model)
+    about, others = _tokens(encoded.unsafe), _tokens(encoded.safe)
+    if found is None:
+        every = {name: torch.cat([states, others[name]]) for name, states in about.items()}
+        found = trained(request.autoencoder, model, every, request.training, progress)
+    found.require_places(about, request.autoencoder)
     tensors: dict[str, Any] = {}
     chosen = {}
     for name, states in about.items():

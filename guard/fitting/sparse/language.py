@@ -19,7 +19,7 @@ from guard.errors import DataError
 from guard.fitting.gated.search import Candidate, Fit, searched
 from guard.fitting.gated.token_gate import TokenGate
 from guard.fitting.sparse.autoencoder import Autoencoders
-from guard.fitting.sparse.selection import importance, most_telling, obtained
+from guard.fitting.sparse.selection import existing, importance, most_telling, trained
 from guard.fitting.sparse.training import Training
 from guard.fitting.steering.asking import asked, prompt_of
 from guard.fitting.steering.effort import sample
@@ -69,15 +69,17 @@ def fit_sparse(
     """Sparse features of the states in front of the bare model's answers to prompts of the subject.
 
     Raises DataError for layers that the gate cannot act at, where a split has too few prompts, or
-    where the bare model leaks on none; and as `obtained`.
+    where the bare model leaks on none; and as `existing` and `trained`.
     """
-    layers = _layers(chat, gate, request)
-    request.training.check()
+    model = chat.fitted_model
+    found = existing(request.autoencoder, model)
+    layers = _layers(chat, gate, request.layers, found)
+    if found is not None:
+        found.require_places(map(str, layers), request.autoencoder)
     rng = random.Random(seed)
     states = _read(chat, layers, forget, retain, rng, progress)
-    found = obtained(
-        request.autoencoder, chat.fitted_model, states.every, request.training, progress
-    )
+    if found is None:
+        found = trained(request.autoencoder, model, states.every, request.training, progress)
     ranked, telling = _ranked(found, states, request.erased)
     counts = dict.fromkeys((max(1, request.erased // 4), request.erased))
     guards = [
@@ -90,12 +92,16 @@ def fit_sparse(
     )
 
 
-def _layers(chat: ChatModel, gate: TokenGate, request: SparseFit) -> list[int]:
+def _layers(
+    chat: ChatModel,
+    gate: TokenGate,
+    asked_for: tuple[int, ...] | None,
+    found: Autoencoders | None,
+) -> list[int]:
     first = max(gate.sense_layers)
-    layers = request.layers
-    if layers is None and request.autoencoder.exists():
-        about = Autoencoders.load(request.autoencoder).about
-        layers = tuple(int(place) for place in about.places if place.isdecimal())
+    layers = asked_for
+    if layers is None and found is not None:
+        layers = tuple(int(place) for place in found.about.places if place.isdecimal())
     if layers is None:
         layers = tuple(max(first, round(share * chat.depth)) for share in DEPTHS)
     wanted = sorted({*layers})

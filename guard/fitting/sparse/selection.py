@@ -18,38 +18,38 @@ from guard.fitting.sparse.training import Training, train_autoencoders
 from guard.reporting.progress import Stages
 
 
-def obtained(
+def existing(path: Path, model: FittedModel) -> Autoencoders | None:
+    """The autoencoders of the file `path`, None where there is none.
+
+    Raises ArtifactError for a file of something else, and FingerprintError for one of another
+    model.
+    """
+    if not path.exists():
+        return None
+    found = Autoencoders.load(path)
+    found.require_model(model, path)
+    return found
+
+
+def trained(
     path: Path,
     model: FittedModel,
     states: Mapping[str, Tensor],
     training: Training,
     progress: Stages,
 ) -> Autoencoders:
-    """The autoencoders of the file `path`, which are trained on `states` and written to it where
-    there is none. A training that is killed goes on where its checkpoint ends.
-
-    Raises ArtifactError and FingerprintError for a file of something else, and DataError as
-    `train_autoencoders`, or where the file has no autoencoder of a place of `states`.
-    """
-    if path.exists():
-        found = Autoencoders.load(path)
-        found.require(model, path)
-        if missing := [place for place in states if place not in found.by_place]:
-            raise DataError(
-                f"{path}: has autoencoders of {', '.join(found.by_place)} and none of "
-                f"{', '.join(missing)}: give another file, or places that it has"
-            )
-        return found
+    """Autoencoders of `states`, written to the file `path`. A training that is killed goes on where
+    its checkpoint ends. Raises DataError as `train_autoencoders`."""
     digest = hashlib.sha256()
     for place, tensor in states.items():
         digest.update(place.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     words = [model.fingerprint, digest.hexdigest(), *map(str, asdict(training).values())]
     kept = Checkpoints(path, " ".join(words))
-    trained = train_autoencoders(model, states, training, kept, progress)
-    trained.save(path)
+    autoencoders = train_autoencoders(model, states, training, kept, progress)
+    autoencoders.save(path)
     kept.clear()
-    return trained
+    return autoencoders
 
 
 def importance(autoencoder: SparseAutoencoder, concept: Tensor, others: Tensor) -> Tensor:

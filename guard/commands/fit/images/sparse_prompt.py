@@ -53,6 +53,7 @@ def sparse_prompt(
     from guard.fitting.sparse.training import Training
 
     training = Training(features, active, updates, rate=rate, seed=seed)
+    training.check()
     request = SparsePromptFit(autoencoder_of(autoencoder, out), erased, strength, training)
 
     def fit(

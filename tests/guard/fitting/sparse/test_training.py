@@ -16,7 +16,7 @@ from guard.errors import ArtifactError, DataError, FingerprintError
 from guard.fitting.checkpoints import Checkpoints
 from guard.fitting.sparse import training as trainer
 from guard.fitting.sparse.autoencoder import Autoencoders, explained
-from guard.fitting.sparse.selection import importance, most_telling, obtained
+from guard.fitting.sparse.selection import existing, importance, most_telling, trained as train_file
 from guard.fitting.sparse.training import Training, train_one
 from guard.reporting.progress import Lines
 
@@ -102,24 +102,22 @@ def test_a_training_that_was_killed_goes_on_with_the_same_bits(
     assert torch.equal(again.centre, whole.centre)
 
 
-def test_a_file_is_read_as_it_was_written_and_is_not_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     path, states = tmp_path / "x.autoencoder.safetensors", {"3": made(400)[0]}
-    first = obtained(path, MODEL, states, SMALL, silent)
+    assert existing(path, MODEL) is None
+    first = train_file(path, MODEL, states, SMALL, silent)
     assert path.is_file() and not path.with_suffix(".parts").exists()
     assert first.about.figures["3"]["explained"] > 0.5
-    monkeypatch.setattr(trainer, "_update", None)
-    again = obtained(path, MODEL, states, SMALL, silent)
-    assert again.about == first.about
+    again = existing(path, MODEL)
+    assert again is not None and again.about == first.about
     assert all(
         map(torch.equal, again.by_place["3"].features.parts, first.by_place["3"].features.parts)
     )
     other = MODEL.model_copy(update={"fingerprint": "0" * 64, "name": "other"})
     with pytest.raises(FingerprintError, match="is of the model 'm', not of 'other'"):
-        obtained(path, other, states, SMALL, silent)
+        existing(path, other)
     with pytest.raises(DataError, match="has autoencoders of 3 and none of 4"):
-        obtained(path, MODEL, {"4": states["3"]}, SMALL, silent)
+        again.require_places(["3", "4"], path)
 
 
 @pytest.mark.parametrize("content", ["text", "tensors", "nan"])
@@ -130,7 +128,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
     elif content == "tensors":
         save_file({"w": torch.ones(2)}, path)
     else:
-        obtained(path, MODEL, {"3": made(400)[0]}, replace(SMALL, updates=2), silent)
+        train_file(path, MODEL, {"3": made(400)[0]}, replace(SMALL, updates=2), silent)
         found = Autoencoders.load(path)
         found.by_place["3"].features.reads[0, 0] = torch.nan
         found.save(path)
@@ -152,7 +150,7 @@ def test_what_cannot_be_trained_is_refused(
 ) -> None:
     path = tmp_path / "x.safetensors"
     with pytest.raises(DataError, match=fault):
-        obtained(path, MODEL, {"3": states}, training, silent)
+        train_file(path, MODEL, {"3": states}, training, silent)
     assert not path.exists()
 
 
