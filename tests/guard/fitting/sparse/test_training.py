@@ -16,7 +16,8 @@ from guard.errors import ArtifactError, DataError, FingerprintError
 from guard.fitting.checkpoints import Checkpoints
 from guard.fitting.sparse import training as trainer
 from guard.fitting.sparse.autoencoder import Autoencoders, explained
-from guard.fitting.sparse.selection import existing, importance, most_telling, trained as train_file
+from guard.fitting.sparse.selection import existing, importance, most_telling
+from guard.fitting.sparse.selection import trained as train_file
 from guard.fitting.sparse.training import Training, train_one
 from guard.reporting.progress import Lines
 
