@@ -144,6 +144,7 @@ def explained(autoencoder: SparseAutoencoder, states: Tensor) -> dict[str, float
 def mean_activations(autoencoder: SparseAutoencoder, states: Tensor, rows: int = 4096) -> Tensor:
     """The mean of each feature `[features]` over `states [n, width]`, in parts of so many rows."""
     total = torch.zeros(autoencoder.count, dtype=torch.float64)
-    for part in states.split(rows):
+    for start in range(0, len(states), rows):
+        part = states[start : start + rows]
         total += autoencoder.encode(part.float()).double().sum(0)
     return total / max(len(states), 1)
