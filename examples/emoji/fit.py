@@ -173,6 +173,7 @@ class _Fit:
         )
         Checkpoints(target).clear()
         return artifact
+
     def sparse_prompt(self) -> Artifact:
         autoencoder = self._states.with_name(f"{self._states.name}-autoencoder.safetensors")
         request = SparsePromptFit(autoencoder, training=SPARSE)
