@@ -172,8 +172,8 @@ def test_a_stored_head_reads_sentences_as_before(kind: Kind, table: Floats | Non
     assert again.sentence is not None
     embeddings = np.random.default_rng(0).normal(size=(6, WIDTH)).astype(np.float32)
     marked = np.array([True, False, True, False, True, True])
-    scores = [EmbeddingHeads([one]).scores(embeddings, marked) for one in (again, stored)]
-    np.testing.assert_array_equal(*scores)
+    first, second = (EmbeddingHeads([one]).scores(embeddings, marked) for one in (again, stored))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_an_older_artifact_has_a_direction_for_sentences_or_none() -> None:
