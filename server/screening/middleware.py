@@ -8,12 +8,12 @@ from typing import Any
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.errors import GuardError
 from guard.plans.screens import TextPlans
+from guard.tenants.keys import KeyRing
 from guard.verdict import Verdict, gravest
-from server.auth import authenticate, choose_policy
+from server.auth import admit, authenticate, choose_policy
 from server.errors import error_response, verdict_of
 from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.recorder import Merge, Recorder
@@ -86,7 +86,7 @@ class ScreenMiddleware:
             return
         key = authenticate(self.keys, request.headers)
         exchange = exchange_of(request)
-        exchange.identify(self.config, key)
+        exchange.identify(self.config, self.keys, key)
         limits = self.config.server
         limit, timeout_s = limits.max_body_bytes, limits.request_timeout_s
         if has_form:
@@ -100,9 +100,7 @@ class ScreenMiddleware:
         if not plan.active:
             await self.app(scope, hand_over(body, scope, receive), send)
             return
-        if self.keys is not None and key is not None:
-            self.keys.take(key)
-            exchange.counted = True
+        admit(self.keys, key, exchange)
         exchange.apply(self.config, plan.policy)
         scope["route"] = NamedRoute(template)
         caller = caller_of(key, scope)

@@ -18,9 +18,9 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
+from guard.tenants.keys import KeyRing
 from server.app import create_app
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer

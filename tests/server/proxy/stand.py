@@ -16,9 +16,9 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import Config, load_config
 from guard.plans.screens import TextPlans
+from guard.tenants.keys import KeyRing
 from server.edge.http_edge import edged
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.observe.metrics import Metrics
