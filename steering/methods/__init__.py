@@ -243,7 +243,7 @@ METHODS: dict[str, Method] = {
                 bound_to="denoiser",
                 decides="before",
                 gradient="exact",
-                ranges={"bias": SCORE},
+                ranges={"bias": SCORE, "full_score": SCORE},
             )
             for name in ("uce", "rece", "trce", "realera", "overlay")
         ),

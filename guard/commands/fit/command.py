@@ -9,6 +9,14 @@ import typer
 from guard.commands.fit.image_screen import image_screen
 from guard.commands.fit.images.cgce import cgce
 from guard.commands.fit.images.closed_form import realera, rece, trce, uce
+from guard.commands.fit.images.denoisers import (
+    all_but_one,
+    ant,
+    co_erasing,
+    doco,
+    spm,
+    trce_stage2,
+)
 from guard.commands.fit.images.guidance import contrastive, negative_prompt, safe_guidance
 from guard.commands.fit.images.irece import irece
 from guard.commands.fit.images.latents import latents
@@ -71,6 +79,12 @@ _OF_CONCEPT_FILES: dict[str, Callable[..., None]] = {
     "rece": rece,
     "trce": trce,
     "realera": realera,
+    "spm": spm,
+    "co-erasing": co_erasing,
+    "doco": doco,
+    "ant": ant,
+    "trce-stage2": trce_stage2,
+    "all-but-one": all_but_one,
     "hirm": hirm,
     "few-shot": few_shot,
     "advunlearn": advunlearn,
