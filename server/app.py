@@ -61,10 +61,11 @@ def create_app(
     """
     metrics = metrics or Metrics()
     metrics.add_services(services)
-    gateway = Gateway(config, services, keys, metrics)
 
     def configured() -> Config:
         return erasures.config if erasures else config
+
+    gateway = Gateway(config, services, keys, metrics, configured)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -91,11 +92,13 @@ def create_app(
         messages_router(gateway),
         embeddings_router(gateway),
         images_router(gateway),
-        listings_router(gateway, configured),
+        listings_router(gateway),
         probes_router(services, metrics),
     ]
     if screens is not None:
-        app.add_middleware(ScreenMiddleware, config=config, screens=screens, keys=keys)
+        app.add_middleware(
+            ScreenMiddleware, config=config, screens=screens, keys=keys, current=configured
+        )
         routers.append(moderations_router(gateway, screens))
     admins = admin_ring(config, directory)
     if admins is not None:

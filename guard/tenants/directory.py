@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from guard.config.schema import Config
 from guard.errors import TenantsUnavailable, Unauthorized
+from guard.tenants.acts import Note
 from guard.tenants.inheritance import inherited
 from guard.tenants.keys import Principal
 from guard.tenants.levels import Key, Level, Organisation, Team, kind_of, usage_id
@@ -229,15 +230,16 @@ def _title(level: Level) -> str:
 
 
 @contextmanager
-def open_directory(config: Config) -> Iterator[Directory | None]:
-    """The tenants of a configuration while its server runs; None where it has no database.
+def open_directory(config: Config, note: Note | None = None) -> Iterator[Directory | None]:
+    """The tenants of a configuration while its server runs; None where it has no database. `note`
+    is told of changes that are made here.
 
     Raises GuardError where the database cannot be used.
     """
     if not config.tenants.is_configured:
         yield None
         return
-    store = store_of(config)
+    store = store_of(config, note)
     tokens = None
     if config.oidc.issuer is not None:
         from guard.tenants.identity_tokens import IdentityTokens
@@ -256,7 +258,7 @@ def open_directory(config: Config) -> Iterator[Directory | None]:
         directory.close()
 
 
-def store_of(config: Config) -> TenantStore:
+def store_of(config: Config, note: Note | None = None) -> TenantStore:
     """The store that a configuration names. Raises GuardError."""
     # imported here: a server without a database needs neither
     from guard.tenants.database import Database, url_in
@@ -264,4 +266,4 @@ def store_of(config: Config) -> TenantStore:
 
     url = url_in(config.tenants)
     assert url is not None
-    return TenantStore(Database(url), config)
+    return TenantStore(Database(url), config, note=note)

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from guard.config.schema import Config
 from guard.errors import AlreadyExists, InvalidTenant, UnknownTenant
 from guard.tenants import database as tables
+from guard.tenants.acts import Act, Note
 from guard.tenants.database import Database
 from guard.tenants.inheritance import level_problems
 from guard.tenants.levels import (
@@ -72,14 +74,30 @@ class TenantStore:
     """Makes and changes levels in one transaction each; thread-safe. `now` gives seconds since the
     epoch.
 
-    Policies are checked against `config` where that is given. Every method raises
-    TenantsUnavailable where the database does not answer.
+    Policies are checked against `config` where that is given; `note` is told of each change. Every
+    method raises TenantsUnavailable where the database does not answer.
     """
 
-    def __init__(self, database: Database, config: Config | None, now: Wall = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        config: Config | None,
+        now: Wall = time.time,
+        note: Note | None = None,
+    ) -> None:
         self.database = database
         self._policies = config.policy_names if config is not None else None
-        self._now = now
+        self._now, self._note_change, self._by = now, note, "command"
+
+    def acting(self, by: str) -> TenantStore:
+        """This store, whose changes are made by somebody else than the command."""
+        store = copy(self)
+        store._by = by
+        return store
+
+    def _note(self, act: Act, level: Level) -> None:
+        if self._note_change is not None:
+            self._note_change(act, level, self._by)
 
     def new_organisation(self, name: str, settings: LevelSettings) -> Organisation:
         """Raises AlreadyExists and InvalidTenant."""
@@ -88,6 +106,7 @@ class TenantStore:
         with self._change() as (connection, revision):
             self._check(settings, [])
             _insert(connection, "organisation", made, revision, {"name": name})
+        self._note("new", made)
         return made
 
     def new_team(self, organisation: str, name: str, settings: LevelSettings) -> Team:
@@ -99,6 +118,7 @@ class TenantStore:
             self._check(settings, [above.settings])
             values = {"id": made.id, "organisation": organisation, "name": name}
             _insert(connection, "team", made, revision, values)
+        self._note("new", made)
         return made
 
     def new_key(
@@ -124,6 +144,7 @@ class TenantStore:
             values = {"id": identity, "team": team, "name": name, "role": role}
             values |= {"hash": made.hash, "expires": expires}
             _insert(connection, "key", made, revision, values)
+        self._note("new", made)
         return made, text
 
     def change(self, kind: Kind, identity: str, changes: Mapping[str, Any]) -> Level:
@@ -139,7 +160,9 @@ class TenantStore:
                 raise InvalidTenant(f"'{name}': {fault['msg']}", param=name) from None
             self._check(settings, _settings_above(connection, level.parent))
             values = {"settings": _text(settings), "revision": revision}
-            return _update(connection, kind, identity, values)
+            changed = _update(connection, kind, identity, values)
+        self._note("set", changed)
+        return changed
 
     def revoke(self, kind: Kind, identity: str) -> Level:
         """Take a level out of use for good, and all below it. Raises UnknownTenant."""
@@ -148,7 +171,9 @@ class TenantStore:
             if level.revoked is not None:
                 return level
             values = {"revoked": self._now(), "revision": revision}
-            return _update(connection, kind, identity, values)
+            revoked = _update(connection, kind, identity, values)
+        self._note("revoke", revoked)
+        return revoked
 
     def rotate(self, identity: str, overlap_s: float) -> tuple[Key, str]:
         """A new text of a key; the old one is taken for `overlap_s` seconds more. Raises
@@ -165,6 +190,7 @@ class TenantStore:
             }
             rotated = _update(connection, "key", identity, values)
         assert isinstance(rotated, Key)
+        self._note("rotate", rotated)
         return rotated, text
 
     def get(self, kind: Kind, identity: str) -> Level:

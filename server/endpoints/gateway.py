@@ -83,6 +83,8 @@ class Gateway:
     services: Mapping[str, Service]
     keys: KeyRing | None
     metrics: Metrics
+    current: Callable[[], Config]
+    """The configuration with the guards that were added since the start."""
     decoding: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(DECODED_AT_ONCE), repr=False, compare=False
     )
@@ -152,7 +154,7 @@ class Gateway:
         body = await _parsed(schema, raw)
         service = service_of(body.model)
         named = body.guard.policy if body.guard else None
-        policy = choose_policy(self.config, key, body.model, request.headers, named)
+        policy = choose_policy(self.current(), key, body.model, request.headers, named)
         exchange.apply(self.config, policy)
         return Admission(
             body=body,

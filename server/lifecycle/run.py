@@ -15,6 +15,7 @@ from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.errors import GuardError
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
 from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
 from server.app import close_services, create_app
@@ -50,7 +51,7 @@ def run_server(
     path = config.server.audit_log
     with (
         AuditLog(path) if path else nullcontext() as audit,
-        open_directory(config) as directory,
+        open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
     ):
         recorder = Recorder(metrics.verdicts, audit)
         screens = _screens(config, recorder)

@@ -14,6 +14,7 @@ from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
 from guard.tenants.directory import Directory, open_directory
 from guard.tenants.keys import key_ring
 from server.edge.http_edge import edged
@@ -54,7 +55,7 @@ def run_proxy(
     path = config.server.audit_log
     with (
         AuditLog(path) if path else nullcontext() as audit,
-        open_directory(config) as directory,
+        open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
     ):
         context = ProxyContext(
             config,

@@ -54,7 +54,7 @@ class AnswerUsage:
 
     def __init__(self, request_bytes: int) -> None:
         self._request_bytes = request_bytes
-        self._head = self._tail = b""
+        self._head, self._tail = b"", bytearray()
         self._is_stream = False
         self._events = 0
 
@@ -70,8 +70,9 @@ class AnswerUsage:
             body = body[room:]
         if self._is_stream:
             self._events += message.get("body", b"").count(b"data:")
-        if body:
-            self._tail = (self._tail + body[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        self._tail += body
+        if len(self._tail) > 2 * _TAIL_BYTES:
+            del self._tail[:-_TAIL_BYTES]
 
     def tokens(self) -> int:
         """All tokens: those that the answer says; where a stream says none, about one for each of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,8 +50,10 @@ class ScreenMiddleware:
         config: Config,
         screens: Screens,
         keys: KeyRing | None,
+        current: Callable[[], Config],
     ) -> None:
-        self.app, self.config, self.keys = app, config, keys
+        """`current` gives the configuration with the guards that were added since the start."""
+        self.app, self.config, self.keys, self._current = app, config, keys, current
         self.plans, self.recorder = screens.plans, screens.recorder
         self._context = ScreeningContext(
             app,
@@ -96,7 +99,7 @@ class ScreenMiddleware:
         model = body.value.get("model")
         model = model if isinstance(model, str) else ""
         asked = _asked_policy(body.value)
-        plan = self.plans[choose_policy(self.config, key, model, request.headers, asked)]
+        plan = self.plans[choose_policy(self._current(), key, model, request.headers, asked)]
         if not plan.active:
             await self.app(scope, hand_over(body, scope, receive), send)
             return

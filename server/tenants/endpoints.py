@@ -17,6 +17,7 @@ from guard.tenants.directory import Directory
 from guard.tenants.facts import facts_of
 from guard.tenants.keys import admin_ring
 from guard.tenants.levels import Kind, Level, LevelSettings
+from guard.tenants.store import TenantStore
 from server.auth import ADMINS, READERS, authenticate
 from server.errors import InvalidParameter
 from server.openapi.operation import JSON, LISTING, READING, Operation, Query
@@ -81,8 +82,12 @@ def tenants_router(config: Config, directory: Directory) -> APIRouter:
     router = APIRouter(prefix="/guard/v1")
     ring, store, limits = admin_ring(config, directory), directory.store, config.server
 
+    def changing(request: Request) -> TenantStore:
+        """The store, for an administrator, who is named in the audit log."""
+        principal = authenticate(ring, request.headers, ADMINS)
+        return store.acting(principal.tenant if principal is not None else "")
+
     async def read_body(request: Request, schema: type[B]) -> tuple[B, dict[str, Any]]:
-        authenticate(ring, request.headers, ADMINS)
         raw = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
         return parse_request(schema, raw), raw
 
@@ -114,13 +119,14 @@ def tenants_router(config: Config, directory: Directory) -> APIRouter:
         )
 
     async def set_level(request: Request, kind: Kind, identity: str) -> Response:
+        store = changing(request)
         body, raw = await read_body(request, LevelBody)
         return await changed(
             await asyncio.to_thread(store.change, kind, identity, body.settings(raw))
         )
 
     async def revoke(request: Request, kind: Kind, identity: str) -> Response:
-        authenticate(ring, request.headers, ADMINS)
+        store = changing(request)
         return await changed(await asyncio.to_thread(store.revoke, kind, identity))
 
     @router.get("/organisations", openapi_extra=_LIST_ORGANISATIONS.as_extra())
@@ -131,6 +137,7 @@ def tenants_router(config: Config, directory: Directory) -> APIRouter:
     @router.post("/organisations", openapi_extra=_NEW_ORGANISATION.as_extra())
     async def create_organisation(request: Request) -> Response:
         """Make an organisation."""
+        store = changing(request)
         body, raw = await read_body(request, OrganisationBody)
         settings = _settings(body, raw)
         made = await asyncio.to_thread(store.new_organisation, body.name, settings)
@@ -156,6 +163,7 @@ def tenants_router(config: Config, directory: Directory) -> APIRouter:
     @router.post("/teams", openapi_extra=_NEW_TEAM.as_extra())
     async def create_team(request: Request) -> Response:
         """Make a team of an organisation."""
+        store = changing(request)
         body, raw = await read_body(request, TeamBody)
         settings = _settings(body, raw)
         made = await asyncio.to_thread(store.new_team, body.organisation, body.name, settings)
@@ -181,6 +189,7 @@ def tenants_router(config: Config, directory: Directory) -> APIRouter:
     @router.post("/keys", openapi_extra=_NEW_KEY.as_extra())
     async def create_key(request: Request) -> Response:
         """Make a key, which this answer tells and no other."""
+        store = changing(request)
         body, raw = await read_body(request, KeyBody)
         expires = time.time() + body.expires_in if body.expires_in is not None else None
         settings = _settings(body, raw)
@@ -197,6 +206,7 @@ def tenants_router(config: Config, directory: Directory) -> APIRouter:
     @router.post("/keys/{key}/rotate", openapi_extra=_ROTATE_KEY.as_extra())
     async def rotate_key(request: Request, key: str) -> Response:
         """Replace a key by a new one, which this answer tells and no other."""
+        store = changing(request)
         body, _ = await read_body(request, RotationBody)
         rotated, text = await asyncio.to_thread(store.rotate, key, body.overlap)
         return await changed(rotated, key=text)

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
 from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
 from server.app import create_app
@@ -116,7 +117,7 @@ def live_server(
     services = {"fake": service}
     plans = TextPlans(config)
     screens = Screens(plans, Screener(plans.cascade, plans.images), records.recorder)
-    with open_directory(config) as directory:
+    with open_directory(config, noting(audit)) as directory:
         app = create_app(
             *(config, services),
             keys=key_ring(config, directory),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from guard.audit import AuditLog
 from guard.config.schema import load_config
 from guard.errors import ConfigError
+from guard.tenants.acts import noting
 from guard.tenants.levels import Level, LevelSettings
 
 ConfigFile = Annotated[
@@ -52,17 +54,20 @@ def duration(text: str) -> float:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """The store of tenants of a configuration. Raises GuardError."""
+    """The store of tenants of a configuration, whose changes go into its audit log. Raises
+    GuardError."""
     from guard.tenants.directory import store_of
 
     config = load_config(path)
     if not config.tenants.is_configured:
         raise ConfigError([f'{path}: there is no database: add database = "..." to [tenants]'])
-    store = store_of(config)
-    try:
-        yield store
-    finally:
-        store.database.close()
+    log = config.server.audit_log
+    with AuditLog(log) if log is not None else nullcontext() as audit:
+        store = store_of(config, noting(audit))
+        try:
+            yield store
+        finally:
+            store.database.close()
 
 
 def settings_of(texts: Sequence[str] | None) -> LevelSettings:

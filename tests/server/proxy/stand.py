@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from guard.audit import AuditLog
 from guard.config.schema import Config, load_config
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
 from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
 from server.edge.http_edge import edged
@@ -226,7 +227,10 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
     config: Config = load_config(path)
     metrics = Metrics(config)
     plans = TextPlans(config, runs_models=False)
-    with AuditLog(folder / "audit.jsonl") as audit, open_directory(config) as directory:
+    with (
+        AuditLog(folder / "audit.jsonl") as audit,
+        open_directory(config, noting(audit)) as directory,
+    ):
         upstreams = Upstreams(config.upstreams)
         context = ProxyContext(
             config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,31 @@ def test_a_key_from_its_making_to_its_end(admin: tuple[Admin, Tenants]) -> None:
     assert status(made["key"]) == status(rotated["key"]) == 401
     ask("DELETE", "/organisations/globex")
     ask("PATCH", "/teams/globex/sales", {"verdict": "none"}, 404)
+
+
+def test_every_act_is_in_the_audit_log(tmp_path: Path) -> None:
+    with in_proxy(tmp_path) as (url, tenants):
+        ask = Admin(url, tenants.admin)
+        ask("POST", "/organisations", {"name": "globex"}, 201)
+        ask("PATCH", "/organisations/globex", {"embeddings": False})
+        made = ask("POST", "/keys", {"team": "acme/research", "name": "ci"}, 201)
+        rotated = ask("POST", f"/keys/{made['id']}/rotate", {})
+        Admin(url, "root")("DELETE", f"/keys/{made['id']}")
+        ask("POST", "/organisations", {"name": "globex"}, 409)
+        ask("GET", "/keys")
+    text = (tmp_path / "audit.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["act"], line["kind"], line["id"]) for line in lines] == [
+        ("new", "organisation", "globex"),
+        ("set", "organisation", "globex"),
+        ("new", "key", made["id"]),
+        ("rotate", "key", made["id"]),
+        ("revoke", "key", made["id"]),
+    ]
+    admin = f"key:{tenants.admin[9:25]}"
+    assert [line["by"] for line in lines] == [*[admin] * 4, "admin"]
+    for secret in (tenants.admin, made["key"], rotated["key"]):
+        assert secret[-43:] not in text and hash_key(secret) not in text
 
 
 def test_pages_of_a_list(admin: tuple[Admin, Tenants]) -> None:
