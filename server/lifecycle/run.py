@@ -12,10 +12,12 @@ from importlib.util import find_spec
 import uvicorn
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.errors import GuardError
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
+from guard.tenants.directory import open_directory
+from guard.tenants.keys import key_ring
 from server.app import close_services, create_app
 from server.erasures.service import Erasures
 from server.erasures.store import Store
@@ -47,7 +49,10 @@ def run_server(
     """
     metrics = Metrics(config)
     path = config.server.audit_log
-    with AuditLog(path) if path else nullcontext() as audit:
+    with (
+        AuditLog(path) if path else nullcontext() as audit,
+        open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
+    ):
         recorder = Recorder(metrics.verdicts, audit)
         screens = _screens(config, recorder)
         services = build_services(config, recorder)
@@ -56,10 +61,15 @@ def run_server(
         except BaseException:
             close_services(services)
             raise
-        keys = KeyRing(config.keys) if config.keys else None
         settings = uvicorn.Config(
             create_app(
-                config, services, keys=keys, metrics=metrics, screens=screens, erasures=erasures
+                config,
+                services,
+                keys=key_ring(config, directory),
+                metrics=metrics,
+                screens=screens,
+                erasures=erasures,
+                directory=directory,
             ),
             log_level="warning",
             access_log=False,

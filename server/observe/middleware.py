@@ -48,6 +48,7 @@ class ExchangeMiddleware:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             await error_response(internal_error(), exchange)(scope, receive, send_with_headers)
         finally:
+            exchange.end()
             # No response at all means that the client has disconnected.
             self.metrics.observe_request(
                 path=getattr(scope.get("route"), "path", "unknown"),

@@ -6,14 +6,17 @@ import socket
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
+from guard.tenants.directory import Directory, open_directory
+from guard.tenants.keys import key_ring
 from server.edge.http_edge import edged
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
@@ -27,6 +30,9 @@ from server.proxy.forwarding.upstreams import Upstreams
 from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
 from server.screening.texts.screener import Screener
+
+if TYPE_CHECKING:
+    from server.tenants.app import AdministrationApp
 
 
 def run_proxy(
@@ -47,15 +53,19 @@ def run_proxy(
     upstreams = Upstreams(config.upstreams)
     metrics = Metrics(config)
     path = config.server.audit_log
-    with AuditLog(path) if path else nullcontext() as audit:
+    with (
+        AuditLog(path) if path else nullcontext() as audit,
+        open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
+    ):
         context = ProxyContext(
             config,
             plans,
             Screener(plans.cascade, plans.images),
             Forwarder(upstreams, config.proxy),
             Recorder(metrics.verdicts, audit).record,
+            _administration(config, directory),
         )
-        app = ProxyApp(context, KeyRing(config.keys) if config.keys else None, metrics)
+        app = ProxyApp(context, key_ring(config, directory), metrics)
         register_upstream_metrics(upstreams, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
@@ -75,6 +85,15 @@ def run_proxy(
         )
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+
+
+def _administration(config: Config, directory: Directory | None) -> AdministrationApp | None:
+    if directory is None:
+        return None
+    # imported here: it needs what only the extra `tenants` has
+    from server.tenants.app import administration_app
+
+    return administration_app(config, directory)
 
 
 def _of_proxy(config: Config) -> Config:

@@ -18,9 +18,11 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
+from guard.tenants.directory import open_directory
+from guard.tenants.keys import key_ring
 from server.app import create_app
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
@@ -113,17 +115,18 @@ def live_server(
     service = FakeService(record=records)
     service.info = replace(service.info, sees=sees)
     services = {"fake": service}
-    keys = KeyRing(config.keys) if config.keys else None
     plans = TextPlans(config)
     screens = Screens(plans, Screener(plans.cascade, plans.images), records.recorder)
-    app = create_app(
-        *(config, services),
-        keys=keys,
-        metrics=metrics,
-        screens=screens if plans.active else None,
-    )
-    with serve_app(app, services, grace_s=grace_s) as (url, server):
-        yield LiveServer(url, service, server, records.verdicts)
+    with open_directory(config, noting(audit)) as directory:
+        app = create_app(
+            *(config, services),
+            keys=key_ring(config, directory),
+            metrics=metrics,
+            screens=screens if plans.active else None,
+            directory=directory,
+        )
+        with serve_app(app, services, grace_s=grace_s) as (url, server):
+            yield LiveServer(url, service, server, records.verdicts)
 
 
 @contextmanager

@@ -16,9 +16,11 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import Config, load_config
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
+from guard.tenants.directory import open_directory
+from guard.tenants.keys import key_ring
 from server.edge.http_edge import edged
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.observe.metrics import Metrics
@@ -30,6 +32,7 @@ from server.proxy.forwarding.upstreams import Upstreams
 from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
 from server.screening.texts.screener import Screener
+from server.tenants.app import administration_app
 
 
 @contextmanager
@@ -224,7 +227,10 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
     config: Config = load_config(path)
     metrics = Metrics(config)
     plans = TextPlans(config, runs_models=False)
-    with AuditLog(folder / "audit.jsonl") as audit:
+    with (
+        AuditLog(folder / "audit.jsonl") as audit,
+        open_directory(config, noting(audit)) as directory,
+    ):
         upstreams = Upstreams(config.upstreams)
         context = ProxyContext(
             config,
@@ -232,8 +238,9 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
             screener or Screener(plans.cascade, plans.images),
             Forwarder(upstreams, config.proxy),
             Recorder(metrics.verdicts, audit).record,
+            administration_app(config, directory) if directory is not None else None,
         )
-        app = ProxyApp(context, KeyRing(config.keys) if config.keys else None, metrics)
+        app = ProxyApp(context, key_ring(config, directory), metrics)
         register_upstream_metrics(upstreams, metrics.registry)
         outer = edged(ExchangeMiddleware(app, metrics), context.paths, config.server)
         with served(outer) as port:
