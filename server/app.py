@@ -32,6 +32,7 @@ from server.endpoints.text.responses import responses_router
 from server.errors import install_error_handlers
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
+from server.observe.tracing import OFF, Tracing
 from server.openapi.document import document_of
 from server.screening.middleware import ScreenMiddleware, Screens
 from server.services.interface import Service
@@ -51,13 +52,15 @@ def create_app(
     screens: Screens | None = None,
     erasures: Erasures | None = None,
     directory: Directory | None = None,
+    tracing: Tracing = OFF,
 ) -> FastAPI:
     """The ASGI app that serves `services`, by model name, under `config`.
 
     `keys` None leaves the server open. `metrics` must be the object in which the services' `record`
     callable counts verdicts: `/metrics` shows it. `screens` read the text of requests and answers
     under policies with text screens. `erasures` are offered where they are given, and the tenants
-    of `directory`. The services are closed when the app's lifespan ends.
+    of `directory`. `tracing` makes spans of requests. The services are closed when the app's
+    lifespan ends.
     """
     metrics = metrics or Metrics()
     metrics.add_services(services)
@@ -127,7 +130,7 @@ def create_app(
     for router in routers:
         app.include_router(router)
     paths = KnownPaths((route.path, route.methods or ()) for route in _routes(routers))
-    app.add_middleware(ExchangeMiddleware, metrics=metrics)
+    app.add_middleware(ExchangeMiddleware, metrics=metrics, tracing=tracing)
     app.add_middleware(edged, paths=paths, settings=config.server)  # the outermost
     install_error_handlers(app, paths)
     return app

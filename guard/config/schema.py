@@ -69,6 +69,7 @@ class ServerConfig(Section):
     embeddings: bool = False
     verdict: VerdictDetail = "full"
     audit_log: FilePath | None = None
+    traces: bool = False
     admin_hash: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     request_timeout_s: float = Field(default=300.0, gt=0)
     cors_origins: Annotated[tuple[Origin, ...], Field(strict=False)] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 
@@ -26,6 +26,7 @@ from server.lifecycle.graceful import GRACE_S, GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
+from server.observe.tracing import tracing_of
 from server.screening.middleware import Screens
 from server.screening.texts.screener import Screener
 from server.services.build import build_services
@@ -52,8 +53,9 @@ def run_server(
     with (
         AuditLog(path) if path else nullcontext() as audit,
         open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
+        closing(tracing_of(config.server.traces)) as tracing,
     ):
-        recorder = Recorder(metrics.verdicts, audit)
+        recorder = Recorder(metrics.verdicts, audit, tracing)
         screens = _screens(config, recorder)
         services = build_services(config, recorder)
         try:
@@ -70,6 +72,7 @@ def run_server(
                 screens=screens,
                 erasures=erasures,
                 directory=directory,
+                tracing=tracing,
             ),
             log_level="warning",
             access_log=False,

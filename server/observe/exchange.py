@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from starlette.datastructures import Headers
@@ -17,6 +17,7 @@ from guard.tenants.meters import Lease
 from guard.verdict import Outcome, Verdict, VerdictDetail, shown
 from server.error_shapes import OPENAI, ErrorShape, shape_of
 from server.observe.rate_limits import limit_headers
+from server.observe.tracing import Trace
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 SCOPE_KEY = "guard.exchange"
@@ -37,7 +38,7 @@ class Exchange:
     `lease`: the request was counted against the limits of its key. `record_id`: the id under which
     the recorder holds the verdicts of its rows while screens read the answer, else "".
     `error_shape` is that of the API that was called, `detail` how much of the verdict the client is
-    told, and `message` what its policy says in place of a blocked answer.
+    told, `message` what its policy says in place of a blocked answer, and `trace` has its spans.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class Exchange:
     error_shape: ErrorShape = OPENAI
     detail: VerdictDetail = "full"
     message: str | None = None
+    trace: Trace = field(default_factory=Trace)
     _keys: KeyRing | None = None
     _key: Principal | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
+from server.observe.tracing import tracing_of
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
 from server.proxy.forwarding.upstreams import Upstreams
@@ -56,20 +57,21 @@ def run_proxy(
     with (
         AuditLog(path) if path else nullcontext() as audit,
         open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
+        closing(tracing_of(config.server.traces)) as tracing,
     ):
         context = ProxyContext(
             config,
             plans,
             Screener(plans.cascade, plans.images),
             Forwarder(upstreams, config.proxy),
-            Recorder(metrics.verdicts, audit).record,
+            Recorder(metrics.verdicts, audit, tracing).record,
             _administration(config, directory),
         )
         app = ProxyApp(context, key_ring(config, directory), metrics)
         register_upstream_metrics(upstreams, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
-                edged(ExchangeMiddleware(app, metrics), context.paths, config.server),
+                edged(ExchangeMiddleware(app, metrics, tracing), context.paths, config.server),
                 log_level="warning",
                 access_log=False,
                 server_header=False,

@@ -28,6 +28,7 @@ from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
+from server.observe.tracing import OFF, Tracing
 from server.screening.middleware import Screens
 from server.screening.texts.screener import Screener
 from tests.server.fake_service import FakeService
@@ -104,6 +105,7 @@ def live_server(
     config: Config | None = None,
     audit: AuditLog | None = None,
     sees: bool = False,
+    tracing: Tracing = OFF,
 ) -> Iterator[LiveServer]:
     """A server with a FakeService; without `config`, under `raw` or the `settings`.
 
@@ -111,7 +113,7 @@ def live_server(
     """
     config = config or Config.model_validate(raw or settings())
     metrics = Metrics()
-    records = Records(Recorder(metrics.verdicts, audit), metrics)
+    records = Records(Recorder(metrics.verdicts, audit, tracing), metrics)
     service = FakeService(record=records)
     service.info = replace(service.info, sees=sees)
     services = {"fake": service}
@@ -124,6 +126,7 @@ def live_server(
             metrics=metrics,
             screens=screens if plans.active else None,
             directory=directory,
+            tracing=tracing,
         )
         with serve_app(app, services, grace_s=grace_s) as (url, server):
             yield LiveServer(url, service, server, records.verdicts)

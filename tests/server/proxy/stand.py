@@ -26,6 +26,7 @@ from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
+from server.observe.tracing import OFF, Tracing
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
 from server.proxy.forwarding.upstreams import Upstreams
@@ -212,7 +213,9 @@ class Proxy:
 
 
 @contextmanager
-def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Iterator[Proxy]:
+def proxied(
+    folder: Path, text: str, *ports: int, screener: Any = None, tracing: Tracing = OFF
+) -> Iterator[Proxy]:
     """The proxy of a configuration, in front of upstreams on these ports.
 
     Upstreams that the configuration does not have are added, with the plugin where policies
@@ -237,11 +240,11 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
             plans,
             screener or Screener(plans.cascade, plans.images),
             Forwarder(upstreams, config.proxy),
-            Recorder(metrics.verdicts, audit).record,
+            Recorder(metrics.verdicts, audit, tracing).record,
             administration_app(config, directory) if directory is not None else None,
         )
         app = ProxyApp(context, key_ring(config, directory), metrics)
         register_upstream_metrics(upstreams, metrics.registry)
-        outer = edged(ExchangeMiddleware(app, metrics), context.paths, config.server)
+        outer = edged(ExchangeMiddleware(app, metrics, tracing), context.paths, config.server)
         with served(outer) as port:
             yield Proxy(f"http://127.0.0.1:{port}", app, metrics, folder / "audit.jsonl")
