@@ -28,8 +28,9 @@ ROWS, COLUMNS, CODES, LONGEST = 3, 4, 40, 24
 SETTINGS = {"rows": ROWS, "columns": COLUMNS, "temperature": 1.0, "top_p": 0.95}
 
 
-def save_model(folder: Path) -> LlamaForCausalLM:
-    """Write the model, its tokenizer, its autoencoder and its codebook."""
+def save_model(folder: Path, longest: int = LONGEST) -> LlamaForCausalLM:
+    """Write the model, its tokenizer, autoencoder and codebook; `longest` is the most tokens of a
+    prompt."""
     words = tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -39,7 +40,7 @@ def save_model(folder: Path) -> LlamaForCausalLM:
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=LONGEST + ROWS * COLUMNS,
+        max_position_embeddings=longest + ROWS * COLUMNS,
         initializer_range=0.3,
         bos_token_id=None,
         eos_token_id=None,
