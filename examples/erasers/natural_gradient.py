@@ -20,7 +20,7 @@ from examples.erasers.data import Batch
 from examples.erasers.differences import Differences
 from examples.erasers.forwards import Forwards, divergence
 
-DAMPING = 0.05
+DAMPING = 0.5
 """Of both factors, as a share of their mean eigenvalue."""
 LOOKS = 10
 """The most measurements of the divergence in a step."""
@@ -83,7 +83,7 @@ def step(
     for batch in forget:
         _, chosen = model.log_probabilities(batch)
         (-chosen.mean() / len(forget)).backward()
-        loss -= float(chosen.mean()) / len(forget)
+        loss -= float(chosen.detach().mean()) / len(forget)
     changes = []
     for i, each in enumerate(differences.by_path.values()):
         a, b = factors.inputs[i] / factors.tokens, factors.outputs[i] / tokens
@@ -103,25 +103,25 @@ def _go(
     retain: Sequence[Batch],
     reach: float,
 ) -> None:
-    """Go along `changes` until the divergence has grown by `reach`: near the start, it is that of
-    the start and a square of the way."""
+    """Go along `changes` until the divergence has grown by `reach`: near the start, that is a
+    square of the way."""
     layers = [each.full for each in differences.by_path.values()]
     starts = [each.clone() for each in layers]
 
     def measured() -> float:
         return sum(float(divergence(model, batch)) for batch in retain) / len(retain)
 
-    wanted = measured() + reach
+    before = measured()
     size = sum(float(each.square().sum()) for each in changes) ** 0.5
     way = 1e-2 / size
     for _ in range(LOOKS):
         for each, start, change in zip(layers, starts, changes, strict=True):
             each.copy_(start + way * change)
-        now = measured()
-        if abs(now - wanted) < 0.1 * reach:
+        grown = measured() - before
+        if abs(grown - reach) < 0.1 * reach:
             break
         # no farther than it may be believed
-        way *= min(max((wanted / max(now, 1e-9)) ** 0.5, 0.2), 5.0)
+        way *= min(max((reach / max(grown, 1e-9)) ** 0.5, 0.2), 5.0)
 
 
 def _damped(moment: Tensor) -> Tensor:

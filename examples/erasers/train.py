@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EVERY = 3
 """Steps between two checkpoints."""
-BATCHES = 3
+BATCHES = 12
 """Of each kind, in one step of the natural gradient."""
 
 

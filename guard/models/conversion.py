@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guard.errors import ModelError
+from guard.shipped import shipped
 
 if TYPE_CHECKING:
     from steering.engines.transformers.loading.gguf import Unpacked
 
-_EXAMPLES = Path(__file__).parents[2] / "examples"
-EMOJI_WEIGHTS = _EXAMPLES / "emoji" / "weights"
-EMOJI_JUDGE = _EXAMPLES / "emoji" / "judge-first.onnx"
-EMOJI_TOKENS_WEIGHTS = _EXAMPLES / "emoji" / "tokens" / "weights"
-PORTRAITS_WEIGHTS = _EXAMPLES / "portraits" / "weights"
+EMOJI_WEIGHTS = shipped("examples/emoji/weights")
+EMOJI_TOKENS_WEIGHTS = shipped("examples/emoji/tokens/weights")
+EMOJI_JUDGE = shipped("examples/emoji/judge-first.onnx")
+PORTRAITS_WEIGHTS = shipped("examples/portraits/weights")
 
 MINILM_LAYERS = 3
 """Screens on three layers are as good as on six, in half the time."""

@@ -1,8 +1,7 @@
 """Embedding-space classifier refinement: CGCE (arXiv 2511.05865), kept where real prompts differ.
 
-Sense: light classifiers on each text encoder's token states (`classifiers/heads.py`); the score is
-the logit of p(concept), the mean of an encoder's ensemble, the largest of all encoders. Decide:
-over the threshold. Act: gradient descent on the states, on no weight,
+Sense: light classifiers on each text encoder's token states (`head_score.py`). Decide: over the
+threshold. Act: gradient descent on the states, on no weight,
 
     E ← E - η |E| ∇L / |∇L|,   L = Σ_c softplus(logit_c) over the concepts that fired,
 
@@ -29,11 +28,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from classifiers.heads import PARTS, Heads, stacked
-from classifiers.onnx import Detector
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import Refinement
-from steering.methods.fitted import FittedGuard, by_stream, faults_of, numbers
+from steering.methods.fitted import FittedGuard, by_stream, numbers
+from steering.methods.head_score import HeadScore, StreamHeads, stream_heads
 from steering.methods.nearest import NearestStream, anchored, goals
 from steering.methods.subspaces import dual
 
@@ -42,30 +40,6 @@ _FADE = 0.8
 safe tokens score above the target would oscillate between slope and pull."""
 _OVERLAP = 0.1
 """Where two due guards' subspaces nearly coincide, a state moves by the mean of their changes."""
-
-
-@dataclass(frozen=True, eq=False)
-class CgceStream:
-    """All guards' heads on one stream: head i belongs to guard `owner[i]`; `safe` has the subspaces
-    and the safe tokens."""
-
-    heads: Heads
-    owner: Tensor
-    safe: NearestStream
-    detector: Detector | None
-
-    def logits(self, states: Tensor) -> Tensor:
-        """`[rows, heads]`, computed by ONNX Runtime where no gradient is needed."""
-        if self.detector is None or (states.requires_grad and torch.is_grad_enabled()):
-            return self.heads(states)
-        return torch.from_numpy(self.detector(states.detach().numpy()))
-
-    def of_guards(self, logits: Tensor, how: str) -> Tensor:
-        """The logit of each guard over its members, by "mean" or "amax"; -inf for a guard without
-        members on this stream."""
-        blank = logits.new_full((len(logits), len(self.safe.basis)), -torch.inf)
-        index = self.owner.expand(len(logits), -1)
-        return blank.scatter_reduce(1, index, logits, how, include_self=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,19 +73,21 @@ class CgceGuards:
     """All CGCE guards of one model, stacked."""
 
     def __init__(
-        self, names: Sequence[str], streams: Mapping[str, CgceStream], descent: Descent
+        self,
+        names: Sequence[str],
+        streams: Mapping[str, StreamHeads],
+        safe: Mapping[str, NearestStream],
+        descent: Descent,
     ) -> None:
+        """`safe` has each stream's subspaces and safe tokens."""
         self.names: Sequence[str] = tuple(names)
-        self._streams = dict(streams)
+        self._streams, self._safe = dict(streams), dict(safe)
+        self._score = HeadScore(streams)
         self._descent = descent
 
     def sense(self, text: Conditioning) -> Tensor:
         """The logit of p(concept) `[rows, guards]`, differentiable; NaN for a row not finite."""
-        scores = [
-            stream.of_guards(stream.logits(text.states[name].float()), "mean")
-            for name, stream in self._streams.items()
-        ]
-        return torch.stack(scores).amax(0).masked_fill(~text.finite()[:, None], torch.nan)
+        return self._score(text)
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -161,7 +137,7 @@ class CgceGuards:
         guard with the largest logit, and is done when all due guards are under their targets.
         `differentiable` keeps the graph, for gradients of the result with respect to `states`.
         """
-        heads = {name: self._due_heads(stream, due) for name, stream in self._streams.items()}
+        heads = {name: stream.of_due(due) for name, stream in self._streams.items()}
         spaces = {name: self._space(name, states[name].detach(), due) for name in states}
         moved = dict(states) if differentiable else {k: v.detach() for k, v in states.items()}
         size = {name: x.detach().flatten(1).norm(dim=1) for name, x in states.items()}
@@ -191,18 +167,13 @@ class CgceGuards:
             steps = steps + live
         return moved, steps
 
-    def _due_heads(self, stream: CgceStream, due: Tensor) -> CgceStream:
-        """The stream with only the heads of guards that are due in some row."""
-        members = due.any(0)[stream.owner].nonzero()[:, 0]
-        return CgceStream(stream.heads.select(members), stream.owner[members], stream.safe, None)
-
     def _space(self, name: str, states: Tensor, due: Tensor) -> _Space:
-        bases, goal = goals(self._streams[name].safe, states, due)
+        bases, goal = goals(self._safe[name], states, due)
         flat = bases.flatten(1, 2)
         return _Space(flat, dual(flat, rtol=_OVERLAP), goal.flatten(2))
 
     def _lead(
-        self, heads: Mapping[str, CgceStream], states: Mapping[str, Tensor], due: Tensor
+        self, heads: Mapping[str, StreamHeads], states: Mapping[str, Tensor], due: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Each row's due guard with the largest logit, and its settings."""
         with torch.no_grad():
@@ -211,7 +182,7 @@ class CgceGuards:
         names = ("rate", "steps", "pull", "share", "confine")
         return lead, {name: getattr(self._descent, name)[lead] for name in names}
 
-    def _worst(self, heads: Mapping[str, CgceStream], logits: Mapping[str, Tensor]) -> Tensor:
+    def _worst(self, heads: Mapping[str, StreamHeads], logits: Mapping[str, Tensor]) -> Tensor:
         worst = [heads[name].of_guards(v.detach(), "amax") for name, v in logits.items()]
         return torch.stack(worst).amax(0)
 
@@ -236,28 +207,11 @@ def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> 
     """From artifacts, as `guard fit cgce` writes them. Raises ValueError naming a fault."""
     at = torch.device(device)
     bases, anchors = by_stream(guards, "basis", 2), by_stream(guards, "anchors", 2)
-    streams = {}
-    for name, basis in bases.items():
-        heads_of = [
-            (i, _heads(guard, name)) for i, guard in enumerate(guards) if basis[i] is not None
-        ]
-        all_heads = stacked([heads for _, heads in heads_of])
-        owner = [i for i, heads in heads_of for _ in range(len(heads))]
-        streams[name] = CgceStream(
-            heads=all_heads.to(at),
-            owner=torch.tensor(owner, device=at),
-            safe=anchored(basis, anchors[name], at),
-            detector=Detector(all_heads) if at.type == "cpu" else None,
-        )
+    safe = {name: anchored(basis, anchors[name], at) for name, basis in bases.items()}
     settings: dict[str, Any] = {
         key: numbers(guards, key, at) for key in ("rate", "target", "steps", "pull", "share")
     }
     settings["steps"] = settings["steps"].long()
     settings["confine"] = torch.tensor([guard.flag("confine") for guard in guards], device=at)
-    return CgceGuards([guard.name for guard in guards], streams, Descent(**settings))
-
-
-def _heads(guard: FittedGuard, stream: str) -> Heads:
-    dims = {"queries": 3, "hidden": 3, "hidden_bias": 2, "out": 2, "out_bias": 1}
-    with faults_of(guard.name):
-        return Heads(**{part: guard.tensor(part, stream, dims[part]) for part in PARTS})
+    names = [guard.name for guard in guards]
+    return CgceGuards(names, stream_heads(guards, "streams", at), safe, Descent(**settings))

@@ -39,10 +39,7 @@ class FittedGuard:
     @property
     def streams(self) -> tuple[str, ...]:
         """The streams that the guard was fitted on, one at least."""
-        names = self._setting("streams")
-        if not isinstance(names, list | tuple) or not names:
-            raise ValueError(f"guard {self.name}: streams must be a list of names")
-        return tuple(str(stream) for stream in names)
+        return self.names("streams")
 
     def array(self, key: str, *dims: int) -> Tensor:
         """The tensor `key`, float32, of one of these numbers of dimensions."""
@@ -86,6 +83,13 @@ class FittedGuard:
         if not isinstance(value, bool):
             raise ValueError(f"guard {self.name}: {key} must be true or false, not {value!r}")
         return value
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A setting that is a list of names, one at least."""
+        names = self._setting(key)
+        if not isinstance(names, list | tuple) or not names:
+            raise ValueError(f"guard {self.name}: {key} must be a list of names")
+        return tuple(map(str, names))
 
     def names_by(self, key: str) -> dict[str, tuple[str, ...]]:
         """A setting that maps names to lists of names, none of them empty."""

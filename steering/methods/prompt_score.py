@@ -1,8 +1,9 @@
-"""A closed-form linear score of a whole prompt: the gate of methods that come without one.
+"""The gate of image methods that come without one: a closed-form linear score of a whole prompt,
+or the classifiers of a CGCE guard (`head_score.py`).
 
-Fisher's discriminant with shrinkage on the mean state of a prompt's tokens, one term a stream:
-`w = (Σ + γ tr(Σ)/width · I)⁻¹ (μ_unsafe - μ_safe)`, with Σ the covariance of the safe prompts. The
-score is scaled such that safe prompts have a mean of 0 and unsafe ones of 1.
+The linear score is Fisher's discriminant with shrinkage on the mean state of a prompt's tokens, one
+term a stream: `w = (Σ + γ tr(Σ)/width · I)⁻¹ (μ_unsafe - μ_safe)`, with Σ the covariance of the
+safe prompts. It is scaled such that safe prompts have a mean of 0 and unsafe ones of 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from torch import Tensor
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import Refinement
 from steering.methods.fitted import FittedGuard
+from steering.methods.head_score import HeadScore, stream_heads
 from steering.methods.subspaces import pooled, stacked
+
+LINEAR, HEADS = "linear", "heads"
+"""What the gate of a guard may be, the setting `gate`."""
 
 
 def discriminant(unsafe: Tensor, safe: Tensor, ridge: float) -> tuple[Tensor, float]:
@@ -67,14 +72,18 @@ class PromptScore:
 
 
 class PromptGate:
-    """The scores of several guards, stacked; 1 for guards without a gate."""
+    """The scores of several guards, stacked: linear ones, those of classifiers where `heads` has
+    some for a guard, 1 for guards without a gate."""
 
-    def __init__(self, score: PromptScore, gated: Tensor) -> None:
-        self._score, self._gated = score, gated
+    def __init__(self, score: PromptScore, gated: Tensor, heads: HeadScore | None = None) -> None:
+        self._score, self._gated, self._heads = score, gated, heads
 
     def __call__(self, text: Conditioning) -> Tensor:
         """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
         score = self._score(text)
+        if self._heads is not None:
+            logits = self._heads(text)
+            score = torch.where(logits.isneginf(), score, logits)
         return torch.where(self._gated | score.isnan(), score, 1.0)
 
 
@@ -97,21 +106,35 @@ class PromptGated:
 
 
 def stacked_gate(guards: Sequence[FittedGuard], device: torch.device | str) -> PromptGate:
-    """From the settings `gated` and `bias` and the tensors `weights` of artifacts.
+    """From the setting `gated` of artifacts and, where it is true, what its gate is: by the setting
+    `gate` "linear", as without it, the tensors `weights` and the setting `bias`, or "heads", the
+    tensors of classifiers on the streams that `gate_streams` names.
 
     Raises ValueError naming what is missing.
     """
-    flags = [guard.flag("gated") for guard in guards]
-    gates = [guard if gated else None for guard, gated in zip(guards, flags, strict=True)]
-    streams = dict.fromkeys(name for gate in gates if gate for name in gate.streams)
+    gates = [_gate_of(guard) for guard in guards]
+    linear = [guard if gate == LINEAR else None for guard, gate in zip(guards, gates, strict=True)]
+    headed = [guard if gate == HEADS else None for guard, gate in zip(guards, gates, strict=True)]
+    streams = dict.fromkeys(name for guard in linear if guard for name in guard.streams)
     score = PromptScore(
         {
             name: [
-                gate.tensor("weights", name, 1) if gate and name in gate.streams else None
-                for gate in gates
+                guard.tensor("weights", name, 1) if guard and name in guard.streams else None
+                for guard in linear
             ]
             for name in streams
         },
-        torch.tensor([gate.number("bias") if gate else 0.0 for gate in gates], device=device),
+        torch.tensor([guard.number("bias") if guard else 0.0 for guard in linear], device=device),
     )
-    return PromptGate(score, torch.tensor(flags, device=device))
+    heads = HeadScore(stream_heads(headed, "gate_streams", device)) if any(headed) else None
+    gated = torch.tensor([gate is not None for gate in gates], device=device)
+    return PromptGate(score, gated, heads)
+
+
+def _gate_of(guard: FittedGuard) -> str | None:
+    if not guard.flag("gated"):
+        return None
+    gate = guard.settings.get("gate", LINEAR)
+    if gate not in (LINEAR, HEADS):
+        raise ValueError(f"guard {guard.name}: gate must be {LINEAR!r} or {HEADS!r}, not {gate!r}")
+    return str(gate)

@@ -22,6 +22,7 @@ from guard.config.schema import ModelConfig, load_config
 from guard.errors import GuardError
 from guard.models.recipes import RECIPES
 from guard.models.sources import add_model, added_model
+from guard.shipped import shipped
 
 app = typer.Typer(add_completion=False)
 
@@ -30,9 +31,14 @@ _START_S = 180
 
 @app.command(epilog="Example: guard demo --keep")
 def demo(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
-        "config.toml"
-    ),
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="The configuration file; config.toml here, or the one that ships, if left out.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The file of the images, one PNG.")] = Path(
         "demo-pictures.png"
     ),
@@ -45,6 +51,8 @@ def demo(
 
     A language model answers four questions; an image model generates six images, in one PNG.
     """
+    if config is None:
+        config = here if (here := Path("config.toml")).exists() else shipped("config.toml")
     settings = load_config(config)
     if not settings.models:
         raise GuardError(f"{config} has no model: add one of `[[models]]`")

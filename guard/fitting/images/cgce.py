@@ -30,6 +30,8 @@ ANCHORS = 512
 """Token states of safe prompts that an artifact keeps."""
 REFINED = 400
 """About how many unsafe prompts are refined for the report."""
+DESCENT_FIGURES = ("resolved", "median_steps", "moved")
+"""Those of a calibration that are of the descent, and not of the classifiers."""
 FLOOR = 0.0
 """The lowest threshold: with few far prompts a calibrated one may be far too low."""
 
@@ -192,15 +194,13 @@ def _refinement_figures(guards: CgceGuards, text: Conditioning, threshold: float
     fired = guards.sense(text)[:, 0] > threshold
     text = text.select(fired)
     if not text.rows:
-        return {"resolved": 0.0, "median_steps": 0.0, "moved": 0.0}
+        return dict.fromkeys(DESCENT_FIGURES, 0.0)
     ones = torch.ones(text.rows, 1)
     refined = guards.act(text, ones.bool(), threshold * ones, ones)
     gaps = [
         (refined.text.states[name] - states).flatten(1).norm(dim=1) / states.flatten(1).norm(dim=1)
         for name, states in text.states.items()
     ]
-    return {
-        "resolved": float((refined.score[:, 0] <= threshold).float().mean()),
-        "median_steps": float(refined.steps.float().median()),
-        "moved": float(torch.stack(gaps).mean()),
-    }
+    resolved = (refined.score[:, 0] <= threshold).float().mean()
+    measured = (resolved, refined.steps.float().median(), torch.stack(gaps).mean())
+    return dict(zip(DESCENT_FIGURES, map(float, measured), strict=True))

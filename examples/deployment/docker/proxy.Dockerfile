@@ -1,0 +1,23 @@
+# The proxy: no torch in it. Build from the repository's root:
+#   docker build -f examples/deployment/docker/proxy.Dockerfile -t inference-guard-proxy .
+FROM python:3.11-slim AS build
+WORKDIR /source
+COPY pyproject.toml constraints.txt README.md LICENSE NOTICE config.toml ./
+COPY guard guard
+COPY steering steering
+COPY classifiers classifiers
+COPY server server
+COPY examples examples
+RUN python -m venv /opt/guard \
+ && /opt/guard/bin/pip install --no-cache-dir -c constraints.txt ".[proxy]"
+
+FROM python:3.11-slim
+RUN useradd --create-home --uid 10001 guard
+COPY --from=build /opt/guard /opt/guard
+ENV PATH=/opt/guard/bin:$PATH GUARD_CACHE=/models
+USER 10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=2)"]
+ENTRYPOINT ["guard", "proxy", "--config", "/config/config.toml", "--host", "0.0.0.0", "--port", "8080"]
