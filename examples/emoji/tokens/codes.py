@@ -20,17 +20,14 @@ from steering.engines.diffusion.patch_autoencoder import PatchAutoencoder
 
 CODES = 1024
 SIDE = 16
-COUNTS = ((1, 0.5), (2, 0.5))
-"""Objects in a scene, and how often."""
 _SCENES = 2048
 _PLAIN = 0.05
 """Share of the latents outside of objects that k-means reads: most are of a plain background."""
 
 
-def scenes(count: int, rng: np.random.Generator) -> list[Scene]:
-    """Random scenes of one or two objects."""
-    sizes, shares = zip(*COUNTS, strict=True)
-    return [draw(int(rng.choice(sizes, p=shares)), rng) for _ in range(count)]
+def scenes(count: int, rng: np.random.Generator, pairs: float = 0.5) -> list[Scene]:
+    """Random scenes of one object, or of two: a share `pairs` of them."""
+    return [draw(1 + int(rng.random() < pairs), rng) for _ in range(count)]
 
 
 @torch.no_grad()

@@ -28,6 +28,9 @@ IMAGE_TOKENS = SIDE * SIDE
 BATCH = 8
 RATE = 4e-3
 WARMUP = 40
+PAIRS, PAIRS_AFTER = 0.5, 4000
+"""Share of the scenes with two objects, and the step from which on it is that: it grows from none,
+since the words of one object are learned sooner where there is no other."""
 EVERY_S = 60
 """Seconds between two checkpoints."""
 
@@ -76,9 +79,11 @@ class Examples:
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in ids]
         return torch.tensor(rows), torch.tensor(mask)
 
-    def batch(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompts and their masks, and the codes `[count, IMAGE_TOKENS]` of the images."""
-        drawn = scenes(count, rng)
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompts and their masks, and the codes `[BATCH, IMAGE_TOKENS]` of the images of a
+        step."""
+        rng = np.random.default_rng((6, step))
+        drawn = scenes(BATCH, rng, PAIRS * min(1.0, step / PAIRS_AFTER))
         ids, mask = self.prompts([caption(scene, rng) for scene in drawn])
         codes = nearest(self._codes, latents(self._vae, drawn)).flatten(1)
         return ids, mask, codes
@@ -139,7 +144,7 @@ def train(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        batch = examples.batch(BATCH, np.random.default_rng((6, step)))
+        batch = examples.batch(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = image_loss(model, *batch)
         model.zero_grad()

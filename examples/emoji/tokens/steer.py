@@ -121,7 +121,8 @@ def fit(model: TokenImageModel, concept: str, out: Path) -> None:
     away = directions(model, concept, PAIRS)
     trials = Trials(model, concept, gate, Judge(JUDGE))
     bare = trials.bare()
-    layers = (tuple(range(chat.depth - 1)), (chat.depth // 2,))
+    first = max(gate.sense_layers)
+    layers = ((first,), tuple(range(first, chat.depth)))
     found = [
         trials.steered(away, *setting)
         for setting in itertools.product(layers, (count // 4, count), STRENGTHS)

@@ -72,6 +72,10 @@ class ImageTokens:
             raise ValueError(
                 f"{folder}: its image tokens have no size, or codes that are no numbers"
             )
+        if sampling["temperature"] <= 0 or not 0 < sampling["top_p"] <= 1:
+            raise ValueError(
+                f"{folder}: its sampling needs a temperature over 0 and a top_p over 0, up to 1"
+            )
         return cls(
             autoencoder.eval().requires_grad_(False).to(device),
             codes.to(device),
