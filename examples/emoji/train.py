@@ -58,7 +58,7 @@ def denoiser(
 @app.command()
 def tokens(
     out: Out = OUT,
-    steps: int = 2400,
+    steps: int = 12_000,
     vae: Annotated[
         Path, typer.Option(help="Folder of the autoencoder whose latents are the tokens.")
     ] = Path("examples/emoji/weights/vae"),
@@ -69,7 +69,7 @@ def tokens(
         bool, typer.Option(help="Compute in bfloat16, where the processor has it (avx512_bf16).")
     ] = False,
 ) -> None:
-    """Train the autoregressive model and write it: some 15 minutes of one core with --bf16."""
+    """Train the autoregressive model and write it: some 45 minutes of one core with --bf16."""
     from examples.emoji.tokens.model import train
 
     out.mkdir(parents=True, exist_ok=True)
