@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+from examples.emoji.sprites import names
 from examples.emoji.tokens import codes, model
 from examples.emoji.tokens.export import export
 from examples.emoji.tokens.vocabulary import BEGIN, IMAGE, tokenizer
@@ -70,13 +71,28 @@ def test_the_loss_is_that_of_the_images_tokens_whatever_the_padding() -> None:
     whole = torch.cat([prompt, image + 30], 1)
     logprobs = net(whole).logits.log_softmax(-1)[0]
     expected = -np.mean([float(logprobs[2 + i, whole[0, 3 + i]].detach()) for i in range(256)])
-    plain = model.image_loss(net, prompt, torch.ones_like(prompt), image)
-    padded = torch.tensor([[0, 0, 3, 4, 5]])
-    mask = torch.tensor([[0, 0, 1, 1, 1]])
-    assert float(plain.detach()) == pytest.approx(expected, rel=1e-4)
-    assert float(model.image_loss(net, padded, mask, image).detach()) == pytest.approx(
-        expected, rel=1e-4
-    )
+    trained = model.Trained(net)
+    objects = torch.zeros(1, len(names()))
+    for ids, mask in (([3, 4, 5], [1, 1, 1]), ([0, 0, 3, 4, 5], [0, 0, 1, 1, 1])):
+        batch = model.Batch(torch.tensor([ids]), torch.tensor([mask]), image, objects)
+        loss, _ = model.losses_of(net, trained, batch)
+        assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_objects_of_a_caption_are_read_at_each_token_of_the_image() -> None:
+    net = model.build(30).eval()
+    trained = model.Trained(net)
+    with torch.no_grad():
+        trained.objects.weight.zero_()
+        trained.objects.bias.fill_(2.0)
+    objects = torch.zeros(1, len(names()))
+    objects[0, :2] = 1
+    ids, image = torch.tensor([[3, 4]]), torch.randint(codes.CODES, (1, 256))
+    batch = model.Batch(ids, torch.ones_like(ids), image, objects)
+    _, reading = model.losses_of(net, trained, batch)
+    wrong, right = np.log1p(np.exp(2.0)), np.log1p(np.exp(-2.0))
+    expected = (2 * right + (len(names()) - 2) * wrong) / len(names())
+    assert float(reading.detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(vae: Path, tmp_path: Path) -> None:
