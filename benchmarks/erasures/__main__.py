@@ -24,10 +24,11 @@ from guard.data.bank.bank import topics
 from guard.data.prompts import ForgetPrompt
 from guard.evaluation.fluency import loops
 from guard.evaluation.shares import Share
-from guard.fitting.erasure.belonging import mentions, what_belongs
+from guard.fitting.erasure.belonging import what_belongs
 from guard.fitting.erasure.documents import read_documents
 from guard.fitting.erasure.erase import fit_erasure
 from guard.fitting.erasure.evaluation import evaluate
+from guard.fitting.erasure.naming import mentions
 from guard.fitting.erasure.profiling import profile_of
 from guard.fitting.policy_rate import calibrated, read_scores
 from guard.fitting.steering.artifacts import file_name, to_artifacts

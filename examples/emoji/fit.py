@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from guard.artifact import Artifact
 from guard.commands.eval.options import selected
 from guard.data.concept import Concept, read_concept
 from guard.evaluation.images.judge import Judge
+from guard.fitting.checkpoints import Checkpoints
 from guard.fitting.images.classifier_gate import gated_by
 from guard.fitting.images.closed_form.fit import ClosedForm, OverlayRequest, fit_closed_form
 from guard.fitting.images.closed_form.realera import RealEra
@@ -30,6 +32,16 @@ from guard.fitting.images.closed_form.rece import Rece
 from guard.fitting.images.closed_form.rounds import JudgedRounds, label_of, validation_prompts
 from guard.fitting.images.closed_form.trce import Trce
 from guard.fitting.images.closed_form.uce import Uce
+from guard.fitting.images.trained.denoisers.all_but_one import AllButOne
+from guard.fitting.images.trained.denoisers.ant import Ant
+from guard.fitting.images.trained.denoisers.co_erasing import CoErasing
+from guard.fitting.images.trained.denoisers.doco import DoCo
+from guard.fitting.images.trained.denoisers.fit import DenoiserEraser, fit_denoiser
+from guard.fitting.images.trained.denoisers.picture_tokens import PictureSettings
+from guard.fitting.images.trained.denoisers.spm import Spm
+from guard.fitting.images.trained.denoisers.trajectories import TrajectorySettings
+from guard.fitting.images.trained.denoisers.trce import TrceStage2
+from guard.fitting.images.trained.noisy_images import ImageSettings
 from guard.fitting.images.training_free import (
     EncodedConcept,
     encode_concept,
@@ -38,9 +50,13 @@ from guard.fitting.images.training_free import (
     fit_nearest,
     fit_safree,
     with_gate,
+    with_transport,
 )
+from guard.fitting.overlays.training import Training
 from guard.fitting.prompts.concept_prompts import LabelledPrompt, prompts_of, safe_prompts
 from guard.fitting.prompts.rates import PromptRates
+from guard.fitting.sparse.images import SparsePromptFit, fit_sparse_prompt
+from guard.fitting.sparse.training import Training as SparseTraining
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages, stages
 from steering.methods.contrastive import PRESETS
@@ -55,6 +71,13 @@ RANK = 128
 span more than the concept's own."""
 RATES = PromptRates(0.005, 0.03)
 STEPS, GUIDANCE = 8, 3.0
+TWIN = "a banana"
+"""What trained erasers put in a concept's place: the first replacements of some concept files are
+things that the model does not draw as themselves."""
+WAYS = TrajectorySettings(count=4, steps=STEPS, guidance=GUIDANCE, refresh=20)
+IMAGES = ImageSettings(8, STEPS, GUIDANCE)
+TRAINING = Training(rate=1e-2, project=True)
+SPARSE = SparseTraining(features=512, active=8, updates=600)
 
 
 def main(
@@ -68,6 +91,7 @@ def main(
         str | None, typer.Option(help="Methods, separated by commas; all if left out.")
     ] = None,
     gates: Annotated[bool, typer.Option(help="Fit erasers with both gates too.")] = True,
+    updates: Annotated[int, typer.Option(help="Updates of erasers that are trained.")] = 100,
     judged: Annotated[int, typer.Option(help="Images with which a round of RECE is judged.")] = 48,
     out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = BASELINES,
 ) -> None:
@@ -76,7 +100,9 @@ def main(
     image_model = ImageModel.load(model, device="auto")
     with stages() as progress:
         for name, path in selected(concepts, files).items():
-            fit = _Fit(image_model, read_concept(path), judged, progress)
+            fit = _Fit(
+                image_model, read_concept(path), judged, updates, progress, out / f"{name}-training"
+            )
             for method, make in selected(methods, FITS).items():
                 started = time.monotonic()
                 artifact = make(fit)
@@ -84,6 +110,8 @@ def main(
                 _save(artifact, out / f"{name}-{method}.safetensors", seconds)
                 if gates and method in GATED:
                     gated = with_gate(artifact, fit.concept, fit.encoded, RATES)
+                    if method == "spm":
+                        gated = with_transport(gated, fit.encoded)
                     headed = gated_by(artifact, Artifact.load(FITTED / f"{name}-cgce.safetensors"))
                     _save(headed, out / f"{name}-{method}-cgce-gated.safetensors", seconds)
                     seconds += fit.encoding_s
@@ -94,8 +122,17 @@ def main(
 class _Fit:
     """What the fits of one concept share: its prompts, encoded once where they are needed."""
 
-    def __init__(self, model: ImageModel, concept: Concept, judged: int, progress: Stages) -> None:
+    def __init__(
+        self,
+        model: ImageModel,
+        concept: Concept,
+        judged: int,
+        updates: int,
+        progress: Stages,
+        states: Path,
+    ) -> None:
         self.model, self.concept, self.progress, self._judged = model, concept, progress, judged
+        self._updates, self._states = updates, states
         self.prompts: list[LabelledPrompt] = prompts_of(concept, PROMPTS)
         self.encoding_s = 0.0
         self.phrase = concept.phrases.train[0]
@@ -119,6 +156,29 @@ class _Fit:
             judged = JudgedRounds(self.model, judge, label, asking, STEPS, GUIDANCE)
         return fit_closed_form(
             self.model, self.concept, None, RATES, eraser, request, self.progress, judged
+        )
+
+    def trained(self, eraser: DenoiserEraser, rank: int = 8) -> Artifact:
+        target = self._states.with_name(f"{self._states.name}-{eraser.name}.safetensors")
+        training = replace(TRAINING, rank=rank, steps=self._updates)
+        artifact = fit_denoiser(
+            self.model,
+            self.concept,
+            None,
+            RATES,
+            eraser,
+            training,
+            self.progress,
+            keeping=lambda of: Checkpoints(target, of),
+        )
+        Checkpoints(target).clear()
+        return artifact
+
+    def sparse_prompt(self) -> Artifact:
+        autoencoder = self._states.with_name(f"{self._states.name}-autoencoder.safetensors")
+        request = SparsePromptFit(autoencoder, training=SPARSE)
+        return fit_sparse_prompt(
+            self.model, self.concept, self.encoded, RATES, request, self.progress, gated=False
         )
 
     def guide(self, method: str, preset: str | None) -> Artifact:
@@ -146,6 +206,7 @@ FITS: Mapping[str, Callable[[_Fit], Artifact]] = {
     "nearest": lambda fit: fit_nearest(
         fit.model, fit.concept, fit.encoded, RATES, rank=8, anchors=512, seed=0
     ),
+    "sparse-prompt": lambda fit: fit.sparse_prompt(),
     "safe-guidance": lambda fit: fit.guide("safe-guidance", "medium"),
     "negative-prompt": lambda fit: fit.guide("negative-prompt", None),
     "uce": lambda fit: fit.closed_form(Uce(fit.instead)),
@@ -155,6 +216,14 @@ FITS: Mapping[str, Callable[[_Fit], Artifact]] = {
     "ant": lambda fit: fit.contrastive("ant"),
     "trce-push": lambda fit: fit.contrastive("trce"),
     "all-but-one": lambda fit: fit.contrastive("all-but-one"),
+    "spm": lambda fit: fit.trained(Spm(batch=2, trajectories=WAYS), rank=1),
+    "co-erasing": lambda fit: fit.trained(
+        CoErasing(batch=2, pictures=PictureSettings(batch=2, images=IMAGES), trajectories=WAYS)
+    ),
+    "doco": lambda fit: fit.trained(DoCo(TWIN, batch=2, images=IMAGES)),
+    "ant-trained": lambda fit: fit.trained(Ant(batch=1, trajectories=WAYS)),
+    "trce-stage2": lambda fit: fit.trained(TrceStage2(TWIN, batch=2, trajectories=WAYS)),
+    "all-but-one-trained": lambda fit: fit.trained(AllButOne(TWIN, batch=2, trajectories=WAYS)),
 }
 GATED = frozenset(FITS) - {"safree", "nearest", "safe-guidance", "negative-prompt"}
 """Methods that are fitted with gates too, as `METHOD-gated` and `METHOD-cgce-gated`."""

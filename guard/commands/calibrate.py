@@ -147,7 +147,7 @@ def _innocent(retain: Path | None) -> tuple[list[str], list[str]]:
 
 def _spoken(plan: LanguagePlan) -> Callable[[str], object]:
     """Whether a prompt says the concept of a guard, which is no false positive."""
-    from guard.fitting.erasure.belonging import mentions
+    from guard.fitting.erasure.naming import mentions
 
     concepts = {guard.concept.rsplit("/", 1)[-1].replace("-", " ") for guard in plan.guards}
     return mentions(sorted(concepts)).search

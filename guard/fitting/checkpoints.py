@@ -46,11 +46,19 @@ class Checkpoints:
 
     def tensors(self, part: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a part, computed where it is not there."""
-        found = self._read(part, _tensors)
+        found = self.found(part)
         if found is None:
             found = {name: tensor.contiguous() for name, tensor in compute().items()}
-            self._write(part, found, None)
+            self.keep(part, found)
         return found
+
+    def found(self, part: str) -> dict[str, Tensor] | None:
+        """The tensors of a part, None where it is not there."""
+        return self._read(part, _tensors)
+
+    def keep(self, part: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors of a part, over those that it had."""
+        self._write(part, tensors, None)
 
     def value(self, part: str, compute: Callable[[], list[Any] | dict[str, Any]]) -> Any:
         """The same for values of JSON."""
@@ -59,6 +67,11 @@ class Checkpoints:
             found = json.loads(json.dumps(compute()))
             self._write(part, {}, found)
         return found
+
+    def drop(self, part: str) -> None:
+        """Remove a part that a later one has replaced."""
+        if self._folder is not None:
+            (self._folder / f"{part}.safetensors").unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove all parts: the file is there."""
@@ -73,7 +86,7 @@ class Checkpoints:
             with safe_open(self._folder / f"{part}.safetensors", "pt") as file:
                 if (file.metadata() or {}).get(_OF) == self._of:
                     return content(file)
-            self._ignore("is of another model, precision, device, retain bank or program")
+            self._ignore("is of another model, precision, device, data, settings or program")
         except FileNotFoundError:
             pass
         except (OSError, SafetensorError, KeyError, ValueError):

@@ -9,12 +9,22 @@ import typer
 from guard.commands.fit.image_screen import image_screen
 from guard.commands.fit.images.cgce import cgce
 from guard.commands.fit.images.closed_form import realera, rece, trce, uce
+from guard.commands.fit.images.denoisers import (
+    all_but_one,
+    ant,
+    co_erasing,
+    doco,
+    spm,
+    trce_stage2,
+)
 from guard.commands.fit.images.guidance import contrastive, negative_prompt, safe_guidance
 from guard.commands.fit.images.irece import irece
 from guard.commands.fit.images.latents import latents
+from guard.commands.fit.images.sparse_prompt import sparse_prompt
 from guard.commands.fit.images.text_encoders import advunlearn, few_shot, hirm
 from guard.commands.fit.images.training_free import nearest, safree
 from guard.commands.fit.screen import screen
+from guard.commands.fit.sparse import sparse
 from guard.commands.fit.steer import steer
 from guard.commands.fit.subspaces import ablation, kif
 
@@ -53,7 +63,7 @@ app.command(
     "--out dog.safetensors",
 )(image_screen)
 
-_GATED: dict[str, Callable[..., None]] = {"ablation": ablation, "kif": kif}
+_GATED: dict[str, Callable[..., None]] = {"ablation": ablation, "kif": kif, "sparse": sparse}
 for _name, _fit in _GATED.items():
     app.command(
         _name,
@@ -64,6 +74,7 @@ for _name, _fit in _GATED.items():
 _OF_CONCEPT_FILES: dict[str, Callable[..., None]] = {
     "safree": safree,
     "nearest": nearest,
+    "sparse-prompt": sparse_prompt,
     "safe-guidance": safe_guidance,
     "negative-prompt": negative_prompt,
     "contrastive": contrastive,
@@ -71,6 +82,12 @@ _OF_CONCEPT_FILES: dict[str, Callable[..., None]] = {
     "rece": rece,
     "trce": trce,
     "realera": realera,
+    "spm": spm,
+    "co-erasing": co_erasing,
+    "doco": doco,
+    "ant": ant,
+    "trce-stage2": trce_stage2,
+    "all-but-one": all_but_one,
     "hirm": hirm,
     "few-shot": few_shot,
     "advunlearn": advunlearn,

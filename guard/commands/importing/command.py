@@ -100,6 +100,14 @@ def import_checkpoint(
     ungated: Annotated[
         bool, typer.Option("--ungated", help="Act on every request, as the checkpoint does.")
     ] = False,
+    transport: Annotated[
+        bool,
+        typer.Option(
+            "--transport",
+            help="Let the strength follow the prompt's score, as SPM's facilitated transport does; "
+            "for models of images.",
+        ),
+    ] = False,
     count: Count = 400,
     fpr: Annotated[
         float | None,
@@ -129,18 +137,14 @@ def import_checkpoint(
     """
     from guard.fitting.overlays.weights import weight_files
 
+    own: dict[str, object]
     if not checkpoint.is_dir():  # before a model is loaded
         weight_files(checkpoint)
     if kind_of_model(base) == "images":
         from guard.commands.importing.images import import_images
         from guard.fitting.images.imported import ImportRequest
 
-        own: dict[str, object] = {
-            "--concept": concept,
-            "--forget": forget,
-            "--retain": retain,
-            "--gate": gate,
-        }
+        own = {"--concept": concept, "--forget": forget, "--retain": retain, "--gate": gate}
         own |= {"--as-read": as_read or None, "--dtype": None if dtype == "float32" else dtype}
         _require_none(own, "language models")
         if concept_file is None:
@@ -148,15 +152,16 @@ def import_checkpoint(
         rates = _rates(fpr, near_fpr, _IMAGE_RATES)
         prompted = 0 if ungated else count
         run = FitRun(base, concept_file, out, prompted, *rates, seed, device, as_json)
-        request = ImportRequest(checkpoint, component, rank, prompts, least_share)
+        if transport and ungated:
+            raise DataError("--transport: follows the score of a gate: leave --ungated out")
+        request = ImportRequest(checkpoint, component, rank, prompts, least_share, transport)
         artifact = import_images(run, request)
     else:
         from guard.commands.importing.language import LanguageRun
         from guard.fitting.gated.imported import LanguageImport
 
-        _require_none(
-            {"--concept-file": concept_file, "--component": component}, "models of images"
-        )
+        own = {"--concept-file": concept_file, "--component": component}
+        _require_none(own | {"--transport": transport or None}, "models of images")
         if concept is None:
             raise DataError("--concept: is needed for a language model, as kind/name")
         rates = _rates(fpr, near_fpr, _LANGUAGE_RATES)

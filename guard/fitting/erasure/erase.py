@@ -17,7 +17,8 @@ from classifiers.calibration import threshold_for
 from guard.data.bank.bank import PROMPTS, Topic, topics
 from guard.data.prompts import texts
 from guard.errors import DataError
-from guard.fitting.erasure.belonging import Belonging, mentions
+from guard.fitting.erasure.belonging import Belonging
+from guard.fitting.erasure.naming import mentions
 from guard.fitting.erasure.profile import Profile
 from guard.fitting.erasure.profiling import read_prompts
 from guard.fitting.erasure.wordings import rows

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from guard.data.bank.bank import templates
 from guard.data.prompts import ForgetPrompt, Split
-from guard.fitting.erasure.belonging import Belonging, mentions
+from guard.fitting.erasure.belonging import Belonging
+from guard.fitting.erasure.naming import mentions
 from guard.fitting.steering.wordings import WRAPPERS
 
 KINDS = ("person", "work", "place", "event", "organisation", "subject")

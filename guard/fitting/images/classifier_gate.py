@@ -52,7 +52,9 @@ def gated_by(artifact: Artifact, classifiers: Artifact) -> Artifact:
         for name, values in classifiers.tensors.items()
         if name.partition(".")[0] in PARTS
     }
-    settings = {key: value for key, value in meta.settings.items() if key != "bias"} | {
+    # of the linear score: its bias, and up to where an overlay's strength follows it
+    linear = {"bias", "full_score"}
+    settings = {key: value for key, value in meta.settings.items() if key not in linear} | {
         "gated": True,
         "gate": HEADS,
         "gate_streams": gate.settings["streams"],

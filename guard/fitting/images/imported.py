@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import ModelError
-from guard.fitting.images.training_free import EncodedConcept, perhaps_gated
+from guard.fitting.images.training_free import EncodedConcept, perhaps_gated, with_transport
 from guard.fitting.overlays.base import Base
 from guard.fitting.overlays.changes import Change
 from guard.fitting.overlays.cutting import Energy, energies, factors_of
@@ -34,13 +34,15 @@ RANK = 64
 class ImportRequest:
     """What is imported: `source` is a file or a folder, `component` the network that names without
     a prefix are of, `rank` the largest one to cut to (None: see `RANK`), `prompts` how many images
-    are made to see what a change does, `least_share` the least share of each layer's energy."""
+    are made to see what a change does, `least_share` the least share of each layer's energy. With
+    `transport` a gated guard's strength follows the prompt's score."""
 
     source: Path
     component: str | None = None
     rank: int | None = None
     prompts: int = 128
     least_share: float = 0.9
+    transport: bool = False
 
 
 def fit_import(
@@ -68,7 +70,9 @@ def fit_import(
         "layout": difference.layout,
         "dropped": {kind: list(names) for kind, names in difference.dropped.items()},
     }
-    return overlay_artifact(image_model, concept, encoded, rates, factors, origin)
+    return overlay_artifact(
+        image_model, concept, encoded, rates, factors, origin, transport=request.transport
+    )
 
 
 def overlay_artifact(
@@ -78,9 +82,12 @@ def overlay_artifact(
     rates: PromptRates,
     factors: Factors,
     origin: Mapping[str, Any],
+    *,
+    transport: bool = False,
 ) -> Artifact:
     """The guard of an overlay that was imported or trained; `origin` are settings that say where it
-    comes from. Raises DataError and ModelError."""
+    comes from. With `transport` a gated one's strength follows the prompt's score. Raises DataError
+    and ModelError."""
     try:
         model = image_model.fitted_denoiser()
     except ValueError as error:
@@ -94,7 +101,10 @@ def overlay_artifact(
         **factors.settings(),
     }
     tensors = factors.tensors()
-    return perhaps_gated("overlay", "projection", model, concept, encoded, rates, tensors, settings)
+    artifact = perhaps_gated(
+        "overlay", "projection", model, concept, encoded, rates, tensors, settings
+    )
+    return with_transport(artifact, encoded) if transport and encoded is not None else artifact
 
 
 def base_of(family: Family) -> Base:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:  # it loads diffusers, which nothing here needs
 SHRINKAGE = 0.3
 """γ of the linear score: of 0.03 to 3, the one with the highest recall at 1 % false positives."""
 
+FULL = 0.25
+"""The share of a concept's prompts whose erasure may be partial, by SPM's transport."""
+
 # the weight of SAFREE's projection at the mean score of prompts with the concept
 _WEIGHT_LOGIT = 3.0
 
@@ -225,6 +228,16 @@ def with_gate(
     tensors = {**ungated.tensors, **weights}
     (seam,) = meta.seams
     return _gated(meta.method, seam, meta.model, concept, encoded, rates, tensors, settings)
+
+
+def with_transport(gated: Artifact, encoded: EncodedConcept) -> Artifact:
+    """A gated overlay whose strength follows the prompt's score (`steering/methods/gated_overlays`)
+    up to `FULL` of the concept's prompts: the others are erased at its whole strength."""
+    meta = gated.meta
+    screen = METHODS[meta.method].stacked([FittedGuard("fit", gated.tensors, meta.settings)], "cpu")
+    full = float(screen.sense(encoded.unsafe)[:, 0].quantile(FULL))
+    settings = {**meta.settings, "full_score": full}
+    return Artifact(meta.model_copy(update={"settings": settings}), gated.tensors)
 
 
 def held_out_of(artifact: Artifact, encoded: EncodedConcept | None) -> Calibrated:

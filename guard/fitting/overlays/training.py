@@ -1,122 +1,138 @@
-"""Overlays that are trained: low-rank factors on chosen layers, while the weights stay frozen."""
+"""The training of an overlay: one loop for every loss."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from guard.errors import DataError
-from guard.fitting.overlays.base import Base, is_served
-from guard.fitting.overlays.factors import Factors
+from guard.fitting.checkpoints import Checkpoints
+from guard.fitting.overlays.deltas import Deltas
+from guard.fitting.overlays.resuming import Resumable, ResumableAdam, gathered, scattered
+
+EVERY = 20
+"""Updates between two states that are kept."""
+_PART, _LOSSES = "training", "losses"
 
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of Adam: `rate` is that of the factors, which begin at a change of zero."""
+    """Settings of the loop: `rate` is Adam's for the factors, which begin at a change of zero.
+
+    `penalty` is α of the group lasso `α Σ_blocks √(‖A‖² + ‖B‖²)` of GS-LoRA++ (arXiv 2501.09705),
+    with a block for each layer: after each update every block is shortened by `rate · α`, and one
+    that has become zero stays zero. With `project` the part of an erasing gradient that would undo
+    what is kept is taken out (`without_conflict`); else both gradients are summed.
+    """
 
     rank: int = 8
     steps: int = 100
     rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
+    penalty: float = 0.0
+    project: bool = False
     seed: int = 0
 
 
-class Deltas:
-    """Trainable factors `ΔW = write · read` of layers of a base.
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Of one update, both scalars: what erases, and what keeps other things as they are."""
 
-    They act only inside `on`; outside it the base's outputs are its own. `read` begins as noise,
-    `write` at zero, as in LoRA (arXiv 2106.09685).
-    """
+    erase: Tensor
+    keep: Tensor | None = None
 
-    def __init__(self, base: Base, layers: Sequence[str], training: Training) -> None:
-        self._modules = {layer: base.module(layer) for layer in layers}
-        unfit = next((name for name, m in self._modules.items() if not is_served(m)), None)
-        if unfit is not None or not layers:
-            raise DataError(f"no overlay can be trained on {unfit or 'no layer'}")
-        generator = torch.Generator().manual_seed(training.seed)
-        self._read, self._write = {}, {}
-        for layer, module in self._modules.items():
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            rank = min(training.rank, len(weight), weight[0].numel())
-            read = torch.randn(rank, *weight.shape[1:], generator=generator)
-            read /= math.sqrt(weight[0].numel())
-            self._read[layer] = read.to(weight.device).requires_grad_()
-            self._write[layer] = torch.zeros(len(weight), rank, device=weight.device)
-            self._write[layer].requires_grad_()
 
-    @property
-    def parameters(self) -> list[Tensor]:
-        return [*self._read.values(), *self._write.values()]
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What is minimised: the losses of an update by its number, and whatever of them changes from
+    update to update."""
 
-    @contextmanager
-    def on(self) -> Iterator[None]:
-        """Add the changes to the outputs of the layers inside the context."""
-        with ExitStack() as stack:
-            for layer, module in self._modules.items():
-                stack.callback(module.register_forward_hook(self._hook(layer)).remove)
-            yield
-
-    def factors(self) -> Factors:
-        """The factors as they are now; layers whose change is zero are left out.
-
-        Raises DataError where all are, or where one is not finite.
-        """
-        changed = [layer for layer, write in self._write.items() if bool(write.any())]
-        tensors = [
-            tensor for layer in changed for tensor in (self._read[layer], self._write[layer])
-        ]
-        if not changed or not all(bool(tensor.isfinite().all()) for tensor in tensors):
-            what = "has left every weight as it was" if not changed else "has met NaN"
-            raise DataError(f"the training {what}: try another rate or more steps")
-        return Factors(
-            {layer: self._read[layer].detach().cpu() for layer in changed},
-            {layer: self._write[layer].detach().cpu().T.contiguous() for layer in changed},
-        )
-
-    def _hook(self, layer: str) -> Any:
-        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            read, write = self._read[layer], self._write[layer]
-            states = inputs[0].float()
-            if isinstance(module, nn.Conv2d):
-                shape = (module.stride, module.padding, module.dilation)
-                read_states = F.conv2d(states, read, None, *shape)  # type: ignore[arg-type]
-                change = F.conv2d(read_states, write[..., None, None])
-            else:
-                change = F.linear(F.linear(states, read), write)
-            return (output.float() + change).to(output.dtype)
-
-        return add
+    losses: Callable[[int], Losses]
+    parts: Mapping[str, Resumable] = field(default_factory=dict)
 
 
 def train(
     deltas: Deltas,
-    loss: Callable[[int], Tensor],
+    objective: Objective,
     training: Training,
     advance: Callable[[int], None] = lambda _steps: None,
+    kept: Checkpoints | None = None,
 ) -> list[float]:
-    """Minimise `loss` of the step's number, a scalar, with Adam over the factors: the losses.
+    """Minimise `objective` with Adam over the factors: the losses, a number an update.
 
-    The weights of the base must not require gradients (`guard.evaluation.m_erasure.learned_words`
-    has `frozen`). Raises DataError for a loss that is not finite.
+    A state is kept every `EVERY` updates; where `kept` has one the training goes on from it, to the
+    same bits. The weights of the base must not require gradients
+    (`guard.evaluation.m_erasure.learned_words` has `frozen`). Raises DataError for a loss that is
+    not finite.
     """
     optimiser = torch.optim.Adam(deltas.parameters, lr=training.rate, betas=training.betas)
-    losses = []
+    parts: dict[str, Resumable] = {
+        **objective.parts,
+        "deltas": deltas,
+        "adam": ResumableAdam(optimiser),
+    }
+    kept, losses = kept or Checkpoints(None), []
+    if (state := kept.found(_PART)) is not None:
+        losses = state.pop(_LOSSES).tolist()
+        scattered(parts, state)
+        advance(len(losses))
     with torch.enable_grad():
-        for step in range(training.steps):
-            value = loss(step)
-            if not bool(value.isfinite()):
-                raise DataError(f"the loss of step {step + 1} is not finite: try a lower rate")
-            gradients = torch.autograd.grad(value, deltas.parameters, allow_unused=True)
-            for parameter, gradient in zip(deltas.parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimiser.step()
-            losses.append(float(value.detach()))
+        for step in range(len(losses), training.steps):
+            losses.append(_update(deltas, objective.losses(step), training, optimiser, step))
             advance(1)
+            if len(losses) % EVERY == 0:
+                done = {_LOSSES: torch.tensor(losses, dtype=torch.float64)}
+                kept.keep(_PART, {**gathered(parts), **done})
     return losses
+
+
+def _update(
+    deltas: Deltas,
+    losses: Losses,
+    training: Training,
+    optimiser: torch.optim.Adam,
+    step: int,
+) -> float:
+    """One step of Adam; the sum of both losses."""
+    value = losses.erase if losses.keep is None else losses.erase + losses.keep
+    if not bool(value.isfinite()):
+        raise DataError(f"the loss of step {step + 1} is not finite: try a lower rate")
+    for parameter, gradient in zip(
+        deltas.parameters, _gradients(deltas, losses, training.project), strict=True
+    ):
+        parameter.grad = gradient
+    zeroed = deltas.zeroed if training.penalty else []
+    optimiser.step()
+    if training.penalty:
+        deltas.shrink(training.rate * training.penalty)
+        deltas.clear(zeroed)  # what Adam remembers would move them again
+    return float(value.detach())
+
+
+def _gradients(deltas: Deltas, losses: Losses, project: bool) -> list[Tensor | None]:
+    def of(loss: Tensor, *, again: bool = False) -> tuple[Tensor | None, ...]:
+        # where all blocks are zero nothing that is trained is in a loss
+        if not loss.requires_grad:
+            return (None,) * len(deltas.parameters)
+        return torch.autograd.grad(loss, deltas.parameters, allow_unused=True, retain_graph=again)
+
+    if losses.keep is None:
+        return list(of(losses.erase))
+    if not project:
+        return list(of(losses.erase + losses.keep))
+    # the two may have a forward in common
+    pairs = zip(of(losses.erase, again=True), of(losses.keep), strict=True)
+    return [
+        keep if erase is None else erase if keep is None else without_conflict(erase, keep) + keep
+        for erase, keep in pairs
+    ]
+
+
+def without_conflict(erase: Tensor, keep: Tensor) -> Tensor:
+    """The erasing gradient of a tensor without its part against the keeping one (DoCo, arXiv
+    2405.15304): `g_e - (g_e · ĝ_p) ĝ_p` where `g_e · ĝ_p < 0`, else `g_e`."""
+    along = (erase * keep).sum().clamp(max=0.0)
+    return erase - along / keep.square().sum().clamp(min=1e-30) * keep

@@ -65,3 +65,23 @@ def test_guards_on_different_layers_can_be_stacked() -> None:
         len(gated_overlays.stack([guard("a"), guard("b", groups={"0": ["block.to_k"]})]).overlays)
         == 2
     )
+
+
+def test_the_strength_follows_the_score_from_the_threshold_up() -> None:
+    """γ = (score - threshold) / (full - threshold), at most 1; guards without it act wholly."""
+    guards = gated_overlays.stack([guard("t", full_score=3.25), guard("w")])
+    states = torch.zeros(4, 1, 4)
+    states[:, 0, 0] = torch.tensor([1.5, 2.0, 3.0, 9.0])  # scores of 1.75, 2.25, 3.25, 9.25
+    text = Conditioning({"text": states}, {"text": torch.ones(4, 1).bool()})
+    threshold = torch.full((4, 2), 1.25)
+    acted = guards.act(text, torch.ones(4, 2).bool(), threshold, torch.ones(4, 2))
+    assert acted.scale is not None and acted.text is text
+    assert acted.scale.tolist() == [[0.25, 1.0], [0.5, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    # a request whose threshold is over that score: whatever fires acts wholly
+    higher = guards.act(text, torch.ones(4, 2).bool(), threshold + 3.0, torch.ones(4, 2))
+    assert higher.scale is not None and higher.scale[3].tolist() == [1.0, 1.0]
+
+
+def test_a_score_to_follow_needs_a_gate() -> None:
+    with pytest.raises(ValueError, match="guard u: has a full_score, and no gate whose score it"):
+        gated_overlays.stack([guard(gated=False, full_score=1.0)])

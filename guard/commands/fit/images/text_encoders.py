@@ -7,25 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from guard.commands.fit.images.run import Count, FitRun, Fpr, Seed
+from guard.commands.fit.images.training import (
+    Rank,
+    Rate,
+    Steps,
+    Ungated,
+    Updates,
+    image_settings,
+    kept_beside,
+    save_resumable,
+    training_of,
+)
 from guard.commands.fit.options import AsJson, ConceptFile, Device, Guidance, Model, NearFpr, Out
 from guard.data.concept import Concept, read_concept
 from guard.reporting.progress import Stages
 
 if TYPE_CHECKING:
     from guard.artifact import Artifact
-    from guard.fitting.images.text_encoders.fit import EncoderEraser
-    from guard.fitting.images.text_encoders.images import ImageSettings
+    from guard.fitting.images.trained.text_encoders.fit import EncoderEraser
     from guard.fitting.images.training_free import EncodedConcept
+    from guard.fitting.overlays.training import Training
     from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
-Rank = Annotated[int, typer.Option(min=1, max=256, help="Of each layer's factors.")]
-Updates = Annotated[int, typer.Option(min=1, max=100_000, help="Updates of the factors.")]
-Rate = Annotated[float, typer.Option(min=1e-7, max=1.0, help="Adam's rate for the factors.")]
-Steps = Annotated[int, typer.Option(min=1, max=1000, help="Steps of the images to train on.")]
-Ungated = Annotated[
-    bool, typer.Option("--ungated", help="Act on every prompt, as the published encoder does.")
-]
 Keep = Annotated[
     float, typer.Option(min=0, max=1000, help="Weight of the prompts without the concept.")
 ]
@@ -63,14 +67,14 @@ def hirm(
     as_json: AsJson = False,
 ) -> None:
     """Fit HiRM: the first block of the text encoder misdirects the concept's representation."""
-    from guard.fitting.images.text_encoders.hirm import Hirm, category_of
+    from guard.fitting.images.trained.text_encoders.hirm import Hirm, category_of
 
     broader = category or category_of(read_concept(concept_file))
     eraser = Hirm(variant, broader, size, feed_forward, keep)
     run = FitRun(
         model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
     )
-    _save(run, eraser, rank, updates, rate)
+    _save(run, eraser, training_of(rank, updates, rate, seed))
 
 
 def few_shot(
@@ -99,13 +103,13 @@ def few_shot(
     as_json: AsJson = False,
 ) -> None:
     """Fit few-shot unlearning: under the concept's prompts its images are denoised badly."""
-    from guard.fitting.images.text_encoders.few_shot import FewShot
+    from guard.fitting.images.trained.text_encoders.few_shot import FewShot
 
-    eraser = FewShot(bound, keep, images=_images(images, steps, guidance, seed))
+    eraser = FewShot(bound, keep, images=image_settings(images, steps, guidance, seed))
     run = FitRun(
         model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
     )
-    _save(run, eraser, rank, updates, rate)
+    _save(run, eraser, training_of(rank, updates, rate, seed))
 
 
 def advunlearn(
@@ -142,7 +146,7 @@ def advunlearn(
     as_json: AsJson = False,
 ) -> None:
     """Fit AdvUnlearn: the text encoder trained against an attacker who learns a word."""
-    from guard.fitting.images.text_encoders.advunlearn import AdvUnlearn
+    from guard.fitting.images.trained.text_encoders.advunlearn import AdvUnlearn
 
     eraser = AdvUnlearn(
         eta,
@@ -150,32 +154,17 @@ def advunlearn(
         every=every,
         attack_steps=attack_steps,
         attack_rate=attack_rate,
-        images=_images(images, steps, guidance, seed),
+        images=image_settings(images, steps, guidance, seed),
     )
     run = FitRun(
         model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
     )
-    _save(run, eraser, rank, updates, rate)
+    _save(run, eraser, training_of(rank, updates, rate, seed))
 
 
-def _images(count: int, steps: int, guidance: float | None, seed: int) -> ImageSettings:
-    from guard.fitting.images.text_encoders.images import ImageSettings
-
-    return ImageSettings(count, steps, guidance, seed)
-
-
-def _save(
-    run: FitRun,
-    eraser: EncoderEraser,
-    rank: int,
-    updates: int,
-    rate: float,
-) -> None:
+def _save(run: FitRun, eraser: EncoderEraser, training: Training) -> None:
     """Train, write the artifact and print its figures."""
-    from guard.fitting.images.text_encoders.fit import fit_text_encoder
-    from guard.fitting.overlays.training import Training
-
-    training = Training(rank=rank, steps=updates, rate=rate, seed=run.seed)
+    from guard.fitting.images.trained.text_encoders.fit import fit_text_encoder
 
     def fit(
         image_model: ImageModel,
@@ -184,6 +173,8 @@ def _save(
         rates: PromptRates,
         progress: Stages,
     ) -> Artifact:
-        return fit_text_encoder(image_model, concept, encoded, rates, eraser, training, progress)
+        return fit_text_encoder(
+            image_model, concept, encoded, rates, eraser, training, progress, kept_beside(run)
+        )
 
-    run.save(fit)
+    save_resumable(run, fit)

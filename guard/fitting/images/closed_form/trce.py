@@ -18,18 +18,7 @@ from torch import Tensor
 from guard.data.concept import Concept
 from guard.fitting.images.closed_form.solver import Edit, Moments, solved
 from guard.fitting.images.closed_form.states import ReplacedTokens, Tokens
-from guard.fitting.prompts.concept_prompts import COMPANIONS
-
-SYNONYMS = 20
-"""Phrases of the concept that are used, the first ones."""
-TEMPLATES = (
-    *("{0}", "a picture of {0}", "a drawing of {0}", "a photo of {0}", "an emoji of {0}"),
-    *("an image of {0}", "{0} on the left", "{0} at the top", "{0} on a table", "{0} in a garden"),
-    *("{0} on a white background", "{0} next to a tree", "a chair and {0}", "show me {0}"),
-    "an illustration of {0}, high quality",
-)
-STYLE_TEMPLATES = tuple(f"{thing} {{0}}" for thing in COMPANIONS[: len(TEMPLATES)])
-"""Where the concept is the ending of a prompt."""
+from guard.fitting.prompts.twins import twins
 
 
 @dataclass(frozen=True)
@@ -45,12 +34,7 @@ class Trce:
     method = "trce"
 
     def replaced(self, concept: Concept) -> list[tuple[str, str]]:
-        templates = STYLE_TEMPLATES if concept.ending else TEMPLATES
-        return [
-            (template.format(phrase), template.format(self.instead).strip())
-            for phrase in concept.phrases.train[:SYNONYMS]
-            for template in templates
-        ]
+        return twins(concept, self.instead)
 
     def kept(self, concept: Concept, prompts: Sequence[str]) -> list[str]:
         return list(prompts)

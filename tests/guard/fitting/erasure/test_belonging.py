@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guard.fitting.erasure.belonging import (
-    ASKED,
-    FREQUENT,
-    QUIZ,
-    mentions,
-    names_in,
-    terms,
-    what_belongs,
-)
+from guard.fitting.erasure.belonging import ASKED, QUIZ, what_belongs
+from guard.fitting.erasure.key_terms import FREQUENT
+from guard.fitting.erasure.naming import mentions, names_in, terms
 from guard.fitting.erasure.wordings import questions, rows
 from guard.fitting.steering.artifacts import file_name
 from guard.models.chat import GuardedAnswer

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from guard.artifact import FittedModel
 from guard.data.bank.bank import reference
-from guard.fitting.erasure.belonging import FREQUENT
+from guard.fitting.erasure.key_terms import FREQUENT
 from guard.models.chat import GuardedAnswer
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard

@@ -128,6 +128,14 @@ def test_threshold_and_figures_are_those_of_the_classifiers() -> None:
     }
 
 
+def test_the_score_that_a_strength_follows_goes_with_its_gate() -> None:
+    """It is of the linear score; the classifiers' has other units."""
+    assert (
+        "full_score"
+        not in gated_by(overlay(gated=True, full_score=1.5), classifiers()).meta.settings
+    )
+
+
 def test_another_gate_takes_the_place_of_the_first() -> None:
     text = prompts()
     once = gated_by(gated_by(overlay(), classifiers(0)), classifiers(1))

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from guard.data.concept import Concept
-from guard.fitting.images.closed_form import trce
 from guard.fitting.images.closed_form.realera import RealEra, at_cosines, spread
 from guard.fitting.images.closed_form.states import ReplacedTokens, Tokens
 from guard.fitting.images.closed_form.trce import Trce
 from guard.fitting.images.closed_form.uce import Uce
+from guard.fitting.prompts.twins import TEMPLATES
 
 WIDTH = 8
 
@@ -52,7 +52,7 @@ def test_trce_moves_the_end_marks_as_the_paper_says(weight: float) -> None:
 
 def test_the_twin_of_a_prompt_has_the_same_form() -> None:
     pairs = Trce("a spoon").replaced(CONCEPT)
-    assert len(pairs) == 2 * len(trce.TEMPLATES) == 30
+    assert len(pairs) == 2 * len(TEMPLATES) == 30
     assert ("a drawing of a blade", "a drawing of a spoon") in pairs
     style = CONCEPT.model_copy(update={"ending": True})
     assert ("a chair a blade", "a chair a spoon") in Trce("a spoon").replaced(style)

@@ -1,4 +1,4 @@
-"""Noisy images of the model's own, on which a text encoder is trained through the denoiser."""
+"""Noisy images of a model's own, on which erasers are trained."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from guard.data.concept import Concept
-from guard.fitting.images.text_encoders.blocks import Block
-from guard.fitting.images.text_encoders.fit import Lesson, Loss
+from guard.fitting.images.trained.text_encoders.blocks import Block
+from guard.fitting.images.trained.text_encoders.fit import EncoderLesson
+from guard.fitting.overlays.training import Losses, Objective
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class Hirm:
             for layer in (*first.attention, *(first.feed_forward if self.feed_forward else ()))
         ]
 
-    def loss(self, lesson: Lesson) -> Loss:
+    def objective(self, lesson: EncoderLesson) -> Objective:
         with torch.no_grad(), _read(lesson) as bare:
             lesson.bare([self.category])
         targets = {name: self._target(h, lesson.generator) for name, h in bare.items()}
 
-        def loss(_update: int) -> Tensor:
+        def losses(_update: int) -> Losses:
             with _read(lesson) as states:
                 lesson.edited(lesson.sample(lesson.phrases, self.batch))
             parts = [
@@ -60,10 +61,11 @@ class Hirm:
             ]
             erased = torch.stack(parts).mean()
             if not self.keep:
-                return erased
-            return erased + self.keep * lesson.moved(lesson.sample(lesson.keeping, self.batch))
+                return Losses(erased)
+            moved = lesson.moved(lesson.sample(lesson.keeping, self.batch))
+            return Losses(erased, self.keep * moved)
 
-        return loss
+        return Objective(losses)
 
     def _target(self, bare: Tensor, generator: torch.Generator) -> Tensor:
         """`[tokens, width]`, from the bare representation `[1, tokens, width]`."""
@@ -82,7 +84,7 @@ def category_of(concept: Concept) -> str:
 
 
 @contextmanager
-def _read(lesson: Lesson) -> Iterator[dict[str, Tensor]]:
+def _read(lesson: EncoderLesson) -> Iterator[dict[str, Tensor]]:
     """Encoder → the output of its last block's self-attention, `[rows, tokens, width]`, of the last
     forward inside the context."""
     states: dict[str, Tensor] = {}

@@ -13,12 +13,12 @@ from torch import Tensor
 from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
-from guard.fitting.images.text_encoders.advunlearn import AdvUnlearn
-from guard.fitting.images.text_encoders.blocks import blocks_of
-from guard.fitting.images.text_encoders.few_shot import FewShot
-from guard.fitting.images.text_encoders.fit import EncoderEraser, fit_text_encoder
-from guard.fitting.images.text_encoders.hirm import Hirm, category_of
-from guard.fitting.images.text_encoders.images import ImageSettings
+from guard.fitting.images.trained.noisy_images import ImageSettings
+from guard.fitting.images.trained.text_encoders.advunlearn import AdvUnlearn
+from guard.fitting.images.trained.text_encoders.blocks import blocks_of
+from guard.fitting.images.trained.text_encoders.few_shot import FewShot
+from guard.fitting.images.trained.text_encoders.fit import EncoderEraser, fit_text_encoder
+from guard.fitting.images.trained.text_encoders.hirm import Hirm, category_of
 from guard.fitting.overlays.training import Training
 from guard.fitting.prompts.rates import PromptRates
 from guard.models.images import ImageModel

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from guard.errors import ModelError
 from guard.evaluation.m_erasure.denoising import Predict, Views, bare
-from guard.fitting.images.text_encoders.blocks import Block
-from guard.fitting.images.text_encoders.fit import Lesson, Loss
-from guard.fitting.images.text_encoders.images import ImageSettings
+from guard.fitting.images.trained.noisy_images import ImageSettings
+from guard.fitting.images.trained.terms import led_away, mse
+from guard.fitting.images.trained.text_encoders.blocks import Block
+from guard.fitting.images.trained.text_encoders.fit import EncoderLesson
+from guard.fitting.overlays.training import Losses, Objective
 from steering.images.conditioning import Conditioning
 
 WORD = "<word>"
@@ -46,20 +48,20 @@ class AdvUnlearn:
         all_blocks = [block for of in blocks.values() for block in of]
         return [layer for b in all_blocks for layer in (*b.attention, *b.feed_forward)]
 
-    def loss(self, lesson: Lesson) -> Loss:
+    def objective(self, lesson: EncoderLesson) -> Objective:
         attacker = _Attacker(self, lesson)
         predict = bare(lesson.family)
         asking = lesson.images(lesson.asking, self.images)
         keeping = lesson.images(lesson.keeping, self.images)
 
-        def loss(update: int) -> Tensor:
+        def losses(update: int) -> Losses:
             prompts, views = asking.views(self.batch, lesson.generator)
             with torch.no_grad():
                 nothing, concept = (
                     predict(views.inputs, views.timesteps, lesson.bare(texts))
                     for texts in ([""] * self.batch, prompts)
                 )
-            away = nothing - self.eta * (concept - nothing)
+            away = led_away(nothing, concept, self.eta)
             begun = update - int(self.warmup * lesson.training.steps)
             if begun >= 0 and begun % self.every == 0:
                 attacker.learn(prompts, views, concept, predict)
@@ -69,15 +71,15 @@ class AdvUnlearn:
             with torch.no_grad():
                 stays = predict(*inputs, lesson.bare(kept_prompts))
             kept = predict(*inputs, lesson.edited(kept_prompts))
-            return _mse(erased, away) + self.keep * _mse(kept, stays)
+            return Losses(mse(erased, away), self.keep * mse(kept, stays))
 
-        return loss
+        return Objective(losses, {"attacker": attacker})
 
 
 class _Attacker:
     """The word before the prompts; none until it has been learned for the first time."""
 
-    def __init__(self, settings: AdvUnlearn, lesson: Lesson) -> None:
+    def __init__(self, settings: AdvUnlearn, lesson: EncoderLesson) -> None:
         table = lesson.family.embeddings
         if table is None:
             raise ModelError(
@@ -86,6 +88,12 @@ class _Attacker:
         self._table = table.detach()
         self._settings, self._lesson = settings, lesson
         self._word: Tensor | None = None
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self._word is None else {"word": self._word}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._word = state["word"].to(self._table) if state else None
 
     def edited(self, prompts: Sequence[str]) -> Conditioning:
         """The conditionings of the prompts behind the word, by the changed encoder."""
@@ -105,10 +113,6 @@ class _Attacker:
         for _ in range(self._settings.attack_steps):
             self._word = word
             reached = predict(views.inputs, views.timesteps, self.edited(prompts))
-            (word.grad,) = torch.autograd.grad(_mse(reached, concept), word)
+            (word.grad,) = torch.autograd.grad(mse(reached, concept), word)
             optimiser.step()
         self._word = word.detach()
-
-
-def _mse(left: Tensor, right: Tensor) -> Tensor:
-    return (left - right).square().mean()

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from guard.evaluation.m_erasure.denoising import Views, bare
-from guard.fitting.images.text_encoders.blocks import Block
-from guard.fitting.images.text_encoders.fit import Lesson, Loss
-from guard.fitting.images.text_encoders.images import ImageSettings
+from guard.fitting.images.trained.noisy_images import ImageSettings
+from guard.fitting.images.trained.text_encoders.blocks import Block
+from guard.fitting.images.trained.text_encoders.fit import EncoderLesson
+from guard.fitting.overlays.training import Losses, Objective
 from steering.images.conditioning import Conditioning
 
 
@@ -38,7 +39,7 @@ class FewShot:
         layers = [layer for of in blocks.values() for block in of for layer in block.feed_forward]
         return layers + [layer for of in blocks.values() for layer in of[-1].attention]
 
-    def loss(self, lesson: Lesson) -> Loss:
+    def objective(self, lesson: EncoderLesson) -> Objective:
         images = lesson.images(lesson.phrases, self.images)
         predict = bare(lesson.family)
 
@@ -46,12 +47,13 @@ class FewShot:
             prediction = predict(views.inputs, views.timesteps, text)
             return (prediction - views.truth).square().flatten(1).mean(1)
 
-        def loss(_update: int) -> Tensor:
+        def losses(_update: int) -> Losses:
             _, views = images.views(self.batch, lesson.generator)
             prompts = lesson.sample(lesson.asking, self.batch)
             with torch.no_grad():
                 bound = self.bound * error(views, lesson.bare(prompts))
             erased = ((bound - error(views, lesson.edited(prompts))) / bound).relu().mean()
-            return erased + self.keep * lesson.moved(lesson.sample(lesson.keeping, self.batch))
+            moved = lesson.moved(lesson.sample(lesson.keeping, self.batch))
+            return Losses(erased, self.keep * moved)
 
-        return loss
+        return Objective(losses)

@@ -1,4 +1,4 @@
 """Erasers that are trained on a pipeline's text encoders, as overlays: one file for each loss.
 
-`fit` trains any of them; `blocks` finds the layers; `images` has noisy images of the model's own.
+`fit` trains any of them; `blocks` finds the layers.
 """
