@@ -10,15 +10,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from guard.errors import ContextExceeded, GuardError, RequestError, UnknownPolicy
+from guard.errors import ContextExceeded, RequestError, UnknownPolicy
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import Verdict
 from server.errors import ImageBlocked
+from server.services.image_jobs import ImageBatchRow
 from server.services.interface import GeneratedImage, ImageModelInfo, ImageRowRequest
-from server.services.loop import BatchRow, EngineLoop, guard_failed
+from server.services.loop import EngineLoop, guard_failed
 from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.image_tokens import ImageTokens
 from steering.engines.transformers.rewinding import step_of
@@ -29,10 +27,9 @@ from steering.prompt import Prompt
 Record = Callable[[ImageRowRequest, Verdict], None]
 
 
-class TokenImageRow(BatchRow):
-    """A request for one image on its way."""
+class TokenImageRow(ImageBatchRow):
+    """A request for one image, which is written token by token."""
 
-    request: ImageRowRequest
     plan: LanguagePlan
 
     def __init__(
@@ -43,12 +40,11 @@ class TokenImageRow(BatchRow):
         loop: asyncio.AbstractEventLoop,
         cancel: Callable[[TokenImageRow], None],
     ) -> None:
-        super().__init__(loop)
-        self.request, self.prompt, self.plan, self._cancel = request, prompt, plan, cancel
+        super().__init__(request, plan, loop, cancel)
+        self.prompt = prompt
         self.tokens: list[int] = []
         self.blocked: str | None = None
         """Why there is no image, where a guard has ended it."""
-        self.pixels: NDArray[np.uint8] | None = None
 
     @property
     def over(self) -> bool:
@@ -62,17 +58,6 @@ class TokenImageRow(BatchRow):
             self.send(ImageBlocked(self.blocked, verdict=verdict))
         elif self.pixels is not None:
             self.send(GeneratedImage(self.pixels, verdict))
-
-    async def image(self) -> GeneratedImage:
-        event = await self.next_event()
-        if isinstance(event, GuardError):
-            raise event
-        assert isinstance(event, GeneratedImage)
-        return event
-
-    async def aclose(self) -> None:
-        if not self.ended:
-            self._cancel(self)
 
 
 class TokenImageService(EngineLoop[TokenImageRow, TransformersEngine]):
