@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class ImageBatchRow(BatchRow):
         request: ImageRowRequest,
         plan: Plan[Any],
         loop: asyncio.AbstractEventLoop,
-        cancel: Callable[[Self], None],
+        cancel: Callable[[Any], None],
     ) -> None:
         super().__init__(loop)
         self.request, self.plan, self._cancel = request, plan, cancel
