@@ -12,7 +12,15 @@ from safetensors.torch import load_file
 
 from examples.emoji.tokens.erase import Settings, image_states, target, train, windows
 from examples.emoji.tokens.pairs import Pair, captions_with, drawn_pairs
+from guard.fitting.gated.imported import LanguageImport, import_overlay
+from guard.fitting.gated.token_gate import TokenGate
 from guard.models.token_images import TokenImageModel
+from guard.reporting.progress import stages
+from steering.hidden.bank import HiddenBank
+from steering.hidden.rows import RowGuard
+from steering.methods import method_named
+from steering.methods.fitted import FittedGuard
+from steering.methods.stacking import MethodGuard, stacks
 from tests.server.tiny_token_images import COLUMNS, ROWS, save_model
 
 SETTINGS = Settings(window=5, threshold=0.0, rank=2, pairs=2, epochs=2)
@@ -91,6 +99,30 @@ def test_a_stopped_training_goes_on_where_it_was(
     )
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor)
+
+
+def test_what_is_imported_draws_as_the_trained_model_on_the_rows_that_carry_it(
+    model: TokenImageModel, folder: Path, tmp_path: Path
+) -> None:
+    train(model, "knife", replace(SETTINGS, rate=0.05), tmp_path / "ear")
+    bare = TokenImageModel.load(str(folder), device="cpu")
+    with stages() as progress:
+        artifact = import_overlay(
+            bare.chat,
+            LanguageImport(tmp_path / "ear"),
+            TokenGate.always(bare.chat),
+            [],
+            concept="object/knife",
+            progress=progress,
+        )
+    guard = FittedGuard("ear", artifact.tensors, artifact.meta.settings)
+    bank = HiddenBank(stacks([MethodGuard(method_named(artifact.meta.method), guard)], "cpu"))
+    prompts = [bare.chat.prompt("a knife")] * 2
+    row = RowGuard("ear", guard.number("threshold"), guard.number("strength"))
+    plain, erased = bare.draw(prompts, [3, 3], bank=bank, guards=[(), (row,)])
+    assert plain.tokens == bare.draw(prompts[:1], [3])[0].tokens
+    assert erased.tokens == model.draw(prompts[:1], [3])[0].tokens != plain.tokens
+    assert erased.readings["ear"].fired
 
 
 def test_a_pair_has_the_same_scene_but_for_the_concept(model: TokenImageModel) -> None:
