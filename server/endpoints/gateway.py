@@ -128,6 +128,13 @@ class Gateway:
             raise _wrong_endpoint(service.info, "generates no images")
         return cast(ImageService, service)
 
+    def editing_service(self, model: str) -> ImageService:
+        """The service of an image model that edits images. Raises as `image_service`."""
+        service = self.image_service(model)
+        if "image_edits" not in service.info.capabilities:
+            raise _wrong_endpoint(service.info, "edits no images")
+        return service
+
     async def admit(
         self,
         request: Request,
