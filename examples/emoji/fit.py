@@ -55,6 +55,8 @@ from guard.fitting.images.training_free import (
 from guard.fitting.overlays.training import Training
 from guard.fitting.prompts.concept_prompts import LabelledPrompt, prompts_of, safe_prompts
 from guard.fitting.prompts.rates import PromptRates
+from guard.fitting.sparse.images import SparsePromptFit, fit_sparse_prompt
+from guard.fitting.sparse.training import Training as SparseTraining
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages, stages
 from steering.methods.contrastive import PRESETS
@@ -75,6 +77,7 @@ things that the model does not draw as themselves."""
 WAYS = TrajectorySettings(count=4, steps=STEPS, guidance=GUIDANCE, refresh=20)
 IMAGES = ImageSettings(8, STEPS, GUIDANCE)
 TRAINING = Training(rate=1e-2, project=True)
+SPARSE = SparseTraining(features=512, active=8, updates=600)
 
 
 def main(
@@ -171,6 +174,13 @@ class _Fit:
         Checkpoints(target).clear()
         return artifact
 
+    def sparse_prompt(self) -> Artifact:
+        autoencoder = self._states.with_name(f"{self._states.name}-autoencoder.safetensors")
+        request = SparsePromptFit(autoencoder, training=SPARSE)
+        return fit_sparse_prompt(
+            self.model, self.concept, self.encoded, RATES, request, self.progress, gated=False
+        )
+
     def guide(self, method: str, preset: str | None) -> Artifact:
         return fit_guide(
             self.model, self.concept, None, RATES, method=method, phrase=self.phrase, preset=preset
@@ -196,6 +206,7 @@ FITS: Mapping[str, Callable[[_Fit], Artifact]] = {
     "nearest": lambda fit: fit_nearest(
         fit.model, fit.concept, fit.encoded, RATES, rank=8, anchors=512, seed=0
     ),
+    "sparse-prompt": lambda fit: fit.sparse_prompt(),
     "safe-guidance": lambda fit: fit.guide("safe-guidance", "medium"),
     "negative-prompt": lambda fit: fit.guide("negative-prompt", None),
     "uce": lambda fit: fit.closed_form(Uce(fit.instead)),

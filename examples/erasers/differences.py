@@ -42,10 +42,18 @@ class Difference(nn.Module):
 
 
 class Differences:
-    """Differences of the linear layers of `model` whose paths match one of `names` at `layers`."""
+    """Differences of the linear layers of `model` whose paths match one of `names` at `layers`.
+
+    Decoder layers whose change is less than the share `least` of the largest one are not written.
+    """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], layers: range, rank: int | None
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        layers: range,
+        rank: int | None,
+        least: float = 0.0,
     ) -> None:
         model.requires_grad_(False)
         ends = "|".join(names)
@@ -55,7 +63,7 @@ class Differences:
             for path, module in model.named_modules()
             if (match := wanted.fullmatch(path)) and int(match[1]) in layers
         }
-        self.rank = rank
+        self.rank, self._least = rank, least
         self.by_path: dict[str, Difference] = {}
         torch.manual_seed(0)
         for path, linear in linears.items():
@@ -70,6 +78,32 @@ class Differences:
     def linears(self) -> Sequence[nn.Linear]:
         """The layers, in the order of `by_path`."""
         return [*self._linears.values()]
+
+    def by_layer(self) -> dict[int, list[Difference]]:
+        """Those of each decoder layer."""
+        found: dict[int, list[Difference]] = {}
+        for path, each in self.by_path.items():
+            found.setdefault(layer_of(path), []).append(each)
+        return found
+
+    def sizes_by_layer(self) -> Tensor:
+        """`sqrt(Σ p²) [decoder layers]` of the parameters of each layer's differences."""
+        return torch.stack(
+            [
+                torch.cat([p.flatten() for each in group for p in each.parameters()]).norm()
+                for group in self.by_layer().values()
+            ]
+        )
+
+    @torch.no_grad()
+    def silent(self) -> list[int]:
+        """The decoder layers that are not written, as good as zero."""
+        changes = {
+            layer: sum(float(each.delta.square().sum()) for each in group) ** 0.5
+            for layer, group in self.by_layer().items()
+        }
+        most = max(changes.values())
+        return [layer for layer, change in changes.items() if change < self._least * most]
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -86,15 +120,17 @@ class Differences:
     def save(self, folder: Path, base: str) -> None:
         """With a rank as a PEFT adapter, else the changed weights, `model.safetensors`."""
         folder.mkdir(parents=True, exist_ok=True)
+        silent = {*self.silent()}
+        written = [path for path in self.by_path if layer_of(path) not in silent]
         if self.rank is None:
             weights = {
-                f"{path}.weight": linear.weight.contiguous()
-                for path, linear in self._linears.items()
+                f"{path}.weight": self._linears[path].weight.contiguous() for path in written
             }
             save_file(weights, folder / "model.safetensors")
             return
         factors = {}
-        for path, each in self.by_path.items():
+        for path in written:
+            each = self.by_path[path]
             factors[f"base_model.model.{path}.lora_A.weight"] = each.read.contiguous()
             factors[f"base_model.model.{path}.lora_B.weight"] = each.write.contiguous()
         save_file(factors, folder / "adapter_model.safetensors")
@@ -106,5 +142,11 @@ class Differences:
             "lora_alpha": self.rank,
             "target_modules": sorted({path.rpartition(".")[2] for path in self.by_path}),
             "bias": "none",
+            "layers_to_transform": sorted({layer_of(path) for path in written}),
         }
         (folder / "adapter_config.json").write_text(json.dumps(settings, indent=1))
+
+
+def layer_of(path: str) -> int:
+    """The number of the decoder layer in the path of a linear layer."""
+    return int(path.split(".")[2])

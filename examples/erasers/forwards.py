@@ -32,6 +32,10 @@ class Forwards:
         with torch.no_grad(), self._differences.off():
             return self.log_probabilities(batch)
 
+    def sizes_by_layer(self) -> Tensor:
+        """`[decoder layers]`, the size of the trained parameters of each."""
+        return self._differences.sizes_by_layer()
+
     def states(self, batch: Batch, layer: int) -> Tensor:
         """`[tokens, width]`, after a decoder layer, of all tokens but each row's first, the
         attention sink."""

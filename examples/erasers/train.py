@@ -21,7 +21,12 @@ from examples.erasers import natural_gradient
 from examples.erasers.data import Batch, Data, read
 from examples.erasers.differences import Differences
 from examples.erasers.forwards import Forwards
-from examples.erasers.losses import gradient_ascent, misdirection, negative_preference
+from examples.erasers.losses import (
+    gradient_ascent,
+    group_sparse,
+    misdirection,
+    negative_preference,
+)
 from guard.models.chat import TransformersChat
 from guard.reporting.progress import stages
 
@@ -29,6 +34,7 @@ Loss = Callable[[Forwards, Batch, Batch], tuple[Tensor, float]]
 
 HERE = Path(__file__).parent
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 EVERY = 3
 """Steps between two checkpoints."""
 BATCHES = 12
@@ -39,7 +45,7 @@ BATCHES = 12
 class Eraser:
     """What is trained, by which loss (None: natural gradient), and for how many steps.
 
-    `until`: training ends where what the loss reports has reached it.
+    `until`: training ends where what the loss reports has reached it. `least` is of `Differences`.
     """
 
     loss: Loss | None
@@ -50,6 +56,7 @@ class Eraser:
     rate: float
     rows: int
     until: float | None = None
+    least: float = 0.0
 
 
 ERASERS = {
@@ -57,6 +64,9 @@ ERASERS = {
         gradient_ascent.loss, ALL, range(14, 24), 8, steps=12, rate=2e-3, rows=4, until=6.0
     ),
     "npo": Eraser(negative_preference.loss, ALL, range(14, 24), 8, steps=15, rate=2e-3, rows=4),
+    "gs-lora": Eraser(
+        group_sparse.loss, FEED_FORWARD, range(8, 24), 8, 24, rate=4e-3, rows=4, least=0.05
+    ),
     "rmu": Eraser(misdirection.loss, ("down_proj",), range(10, 13), None, 20, rate=4e-3, rows=4),
     "k-fac": Eraser(None, ("down_proj",), range(10, 20), None, steps=2, rate=0.15, rows=4),
 }
@@ -68,11 +78,13 @@ def train(name: str, source: str, prompts: Path, out: Path) -> None:
     chat = TransformersChat.load(source, device="cpu")
     with stages() as progress:
         data = read(chat, prompts, out / "answers.json", progress)
-    differences = Differences(chat.model, eraser.names, eraser.layers, eraser.rank)
+    differences = Differences(chat.model, eraser.names, eraser.layers, eraser.rank, eraser.least)
     model = Forwards(chat.model, differences)
     out.mkdir(parents=True, exist_ok=True)
     _run(eraser, model, differences, data, out / f"{name}.checkpoint.safetensors")
     differences.save(out / name, source)
+    if silent := differences.silent():
+        print(f"left out, as good as zero: layers {', '.join(map(str, silent))}", flush=True)
     print(f"wrote {out / name}", flush=True)
 
 

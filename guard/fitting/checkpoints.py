@@ -68,6 +68,11 @@ class Checkpoints:
             self._write(part, {}, found)
         return found
 
+    def drop(self, part: str) -> None:
+        """Remove a part that a later one has replaced."""
+        if self._folder is not None:
+            (self._folder / f"{part}.safetensors").unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove all parts: the file is there."""
         if self._folder is not None:

@@ -178,6 +178,20 @@ METHODS: dict[str, Method] = {
             },
         ),
         Method(
+            "sparse",
+            seam="hidden",
+            stack=f"{_MATHS}.sparse:stack",
+            action="steer",
+            bound_to="model",
+            decides="during",
+            gradient="none",
+            ranges={
+                "sense_layers": _LAYER,
+                "act_layers": _LAYER,
+                "pool": Range(1, 4096, whole=True),
+            },
+        ),
+        Method(
             "language-overlay",
             seam="linear",
             stack=f"{_MATHS}.language_overlay:stack",
@@ -232,6 +246,18 @@ METHODS: dict[str, Method] = {
                 "slope": Range(0.0, 1e6, above=True),
                 "middle": SCORE,
                 "sense_rank": Range(1, 4096, whole=True),
+            },
+        ),
+        Method(
+            "sparse-prompt",
+            seam="embedding",
+            stack=f"{_MATHS}.sparse_prompt:stack",
+            action="refine",
+            bound_to="encoders",
+            decides="before",
+            gradient="exact",
+            ranges={
+                "bias": SCORE,
             },
         ),
         *(

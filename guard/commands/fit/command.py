@@ -20,9 +20,11 @@ from guard.commands.fit.images.denoisers import (
 from guard.commands.fit.images.guidance import contrastive, negative_prompt, safe_guidance
 from guard.commands.fit.images.irece import irece
 from guard.commands.fit.images.latents import latents
+from guard.commands.fit.images.sparse_prompt import sparse_prompt
 from guard.commands.fit.images.text_encoders import advunlearn, few_shot, hirm
 from guard.commands.fit.images.training_free import nearest, safree
 from guard.commands.fit.screen import screen
+from guard.commands.fit.sparse import sparse
 from guard.commands.fit.steer import steer
 from guard.commands.fit.subspaces import ablation, kif
 
@@ -61,7 +63,7 @@ app.command(
     "--out dog.safetensors",
 )(image_screen)
 
-_GATED: dict[str, Callable[..., None]] = {"ablation": ablation, "kif": kif}
+_GATED: dict[str, Callable[..., None]] = {"ablation": ablation, "kif": kif, "sparse": sparse}
 for _name, _fit in _GATED.items():
     app.command(
         _name,
@@ -72,6 +74,7 @@ for _name, _fit in _GATED.items():
 _OF_CONCEPT_FILES: dict[str, Callable[..., None]] = {
     "safree": safree,
     "nearest": nearest,
+    "sparse-prompt": sparse_prompt,
     "safe-guidance": safe_guidance,
     "negative-prompt": negative_prompt,
     "contrastive": contrastive,

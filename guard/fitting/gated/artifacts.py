@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from guard.artifact import Artifact, ArtifactMeta, version_of
 from guard.errors import ArtifactError
-from guard.fitting.gated.fit import Fit
+from guard.fitting.gated.search import Fit
 from guard.fitting.gated.token_gate import TokenGate
 from guard.fitting.judgement import Remedies, judgement, judgement_grid
 from guard.fitting.steering.report import GARBLED, LEAKS
@@ -18,7 +18,6 @@ from guard.models.chat import ChatModel
 from guard.reporting.page import Grid, Tile, render
 from guard.reporting.values import rows
 from steering.methods import method_named
-from steering.methods.kif import KifGuard
 
 
 def gated_artifact(
@@ -55,19 +54,13 @@ def gated_artifact(
 
 
 def to_artifact(fit: Fit, chat: ChatModel, *, concept: str, description: str = "") -> Artifact:
-    """The artifact of a subspace. Raises ArtifactError for an invalid name."""
-    guard = fit.guard
-    settings: dict[str, Any] = {"act_layers": list(guard.act_layers), "strength": fit.strength}
-    tensors = {"directions": guard.directions.numpy()}
-    if isinstance(guard, KifGuard):
-        settings |= {"bias": guard.bias, "slope": guard.slope, "middle": guard.middle}
-        tensors["levels"] = guard.levels.numpy()
+    """The artifact of a fit. Raises ArtifactError for an invalid name."""
     return gated_artifact(
         fit.method,
         chat,
         fit.gate,
-        settings,
-        tensors,
+        {**fit.guard.settings, "strength": fit.guard.strength},
+        {name: tensor.numpy() for name, tensor in fit.guard.tensors.items()},
         fit.calibration,
         concept=concept,
         description=description,
@@ -85,6 +78,7 @@ def as_json(fit: Fit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
         "calibration": meta.calibration,
         "trials": [
             {
+                "label": guard.label,
                 "act_layers": list(trial.act_layers),
                 "strength": trial.strength,
                 "leak_rate": trial.leak_rate,
@@ -92,7 +86,7 @@ def as_json(fit: Fit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
                 "looping": trial.looping,
                 "chosen": trial.chosen,
             }
-            for trial in fit.trials
+            for guard, trial in zip(fit.candidates, fit.trials, strict=True)
         ],
         "judgement": judged(fit),
         **fit.held_out.as_json(),
@@ -106,7 +100,7 @@ def judged(fit: Fit) -> str:
     if figures["trial_leak_rate"] > LEAKS:
         faults.append(
             f"{figures['trial_leak_rate']:.0%} of the answers that the bare model leaks still "
-            "leak; ask for a higher --rank, or fit a steering guard"
+            "leak; ask for a higher --rank or --erased, or fit a steering guard"
         )
     if figures["guarded_perplexity"] > GARBLED * figures["bare_perplexity"]:
         faults.append("guarded answers are garbled; set a lower strength in config.toml")
@@ -130,17 +124,17 @@ def as_page(fit: Fit, meta: ArtifactMeta) -> str:
     parts = [
         judgement_grid(judged(fit)),
         Grid(
-            "Layers and strengths tried",
-            ("act layers", "strength", "leak rate", "perplexity", "loops"),
+            "Guards tried",
+            ("guard", "strength", "leak rate", "perplexity", "loops"),
             [
                 (
-                    f"{trial.act_layers[0]} to {trial.act_layers[-1]}",
+                    guard.label,
                     f"{trial.strength:g}",
                     f"{trial.leak_rate:.1%}",
                     f"{trial.perplexity:.2f}",
                     f"{trial.looping:.1%}",
                 )
-                for trial in fit.trials
+                for guard, trial in zip(fit.candidates, fit.trials, strict=True)
             ],
             f"On {fit.calibration['trial_prompts']} validation prompts on which the bare model "
             "leaks; the guard fires on each.",

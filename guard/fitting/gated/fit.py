@@ -6,57 +6,33 @@ Needs torch and a loaded model. The test split is not used.
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from guard.data.prompts import AskedRow, ForgetPrompt, RetainPrompt, in_split
 from guard.errors import DataError
-from guard.evaluation.fluency import perplexity
 from guard.fitting.gated import subspaces
+from guard.fitting.gated.search import Candidate, Fit, searched
 from guard.fitting.gated.subspaces import PromptStates
 from guard.fitting.gated.token_gate import TokenGate
-from guard.fitting.judgement import HeldOut
-from guard.fitting.steering.asking import asked, prompt_of
-from guard.fitting.steering.directions import Trial, answered_under, chosen
+from guard.fitting.steering.asking import prompt_of
 from guard.fitting.steering.effort import sample
 from guard.fitting.steering.gate_search import GateRates, collect_states, share_over
 from guard.fitting.steering.gates import POOL
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
-from steering.hidden.bank import HiddenBank
-from steering.hidden.rows import RowGuard
-from steering.methods.ablation import AblationGuard, AblationGuards
-from steering.methods.kif import KifGuard, KifGuards
+from steering.methods.kif import KifGuard
 from steering.prompt import Prompt
 
 FORGET, RETAIN = 64, 96
 """Prompts of the train split whose states are read, at most."""
-SEARCHED, ANSWER_TOKENS = 24, 32
 SENSE_DEPTHS = (0.25, 0.5)
 """Share of the decoder layers between which KIF senses."""
 LAST_DEPTH = 0.85
 """Guards act up to there: behind it, the state is the next token's."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A guard with the figures it was chosen by; `held_out` are forget prompts of the validation
-    split."""
-
-    method: str
-    guard: AblationGuard
-    gate: TokenGate
-    strength: float
-    trials: tuple[Trial, ...]
-    calibration: dict[str, Any]
-    held_out: HeldOut
 
 
 def fit_ablation(
@@ -76,9 +52,10 @@ def fit_ablation(
     bases = subspaces.spanned(about.last, others.last, rank)
     first, last = max(gate.sense_layers), round(LAST_DEPTH * chat.depth)
     wide, half = range(first, last), range((first + last) // 2, last)
-    guards = [_ablation(gate, layers, bases) for layers in (wide, half)]
-    pairs = [(guard, strength) for guard in guards for strength in (1.0, 2.0)]
-    return _searched("ablation", chat, forget, gate, pairs, rng, progress)
+    guards = [
+        _candidate(layers, strength, bases) for layers in (wide, half) for strength in (1.0, 2.0)
+    ]
+    return searched("ablation", chat, forget, gate, guards, rng, progress)
 
 
 def fit_kif(
@@ -113,21 +90,15 @@ def fit_kif(
     levels = subspaces.levels(chat, ordinary, bases, progress)
     first, last = max(gate.sense_layers), round(LAST_DEPTH * chat.depth)
     best = first + int(separation[first:last].argmax())
+    curve = {"bias": gate.bias, "slope": KifGuard.slope, "middle": KifGuard.middle}
     guards = [
-        _kif(_ablation(gate, layers, bases), gate, levels)
+        _candidate(layers, strength, bases, curve, levels=levels)
         for layers in (range(best, min(best + 3, chat.depth)), range(first, last))
+        for strength in (0.8, 2.0)
     ]
-    pairs = [(guard, strength) for guard in guards for strength in (0.8, 2.0)]
-    fit = _searched("kif", chat, forget, gate, pairs, rng, progress)
+    fit = searched("kif", chat, forget, gate, guards, rng, progress)
     measured = {"cohens_d": [round(float(d), 3) for d in separation]}
     return replace(fit, calibration=fit.calibration | measured)
-
-
-def bank_of(guard: AblationGuard, device: torch.device | str) -> HiddenBank:
-    """A bank of this guard alone."""
-    if isinstance(guard, KifGuard):
-        return HiddenBank([KifGuards([guard], device)], device)
-    return HiddenBank([AblationGuards([guard], device)], device)
 
 
 def _read(
@@ -193,58 +164,15 @@ def _signature_gate(
     )
 
 
-def _ablation(gate: TokenGate, layers: range, bases: Tensor) -> AblationGuard:
-    act = tuple(layers)
-    return AblationGuard(
-        "fitted", gate.sense_layers, gate.gates, act, bases[list(act)].contiguous(), gate.pool
-    )
-
-
-def _kif(guard: AblationGuard, gate: TokenGate, levels: Tensor) -> KifGuard:
-    own = levels[list(guard.act_layers)].contiguous()
-    return KifGuard(**vars(guard), levels=own, bias=gate.bias)
-
-
-def _searched(
-    method: str,
-    chat: ChatModel,
-    forget: Sequence[ForgetPrompt],
-    gate: TokenGate,
-    pairs: Sequence[tuple[AblationGuard, float]],
-    rng: random.Random,
-    progress: Stages,
-) -> Fit:
-    """The pair of a guard and a strength with the fewest faults, among fluent ones."""
-    known = sample(in_split(forget, "validation"), 2 * SEARCHED, rng)
-    answer = partial(chat.answer, max_tokens=ANSWER_TOKENS, progress=progress)
-    bare = answer(asked(chat, known), what="bare answers, forget")
-    leaked = [row for row, reply in zip(known, bare, strict=True) if row.leaks(reply.text)]
-    leaked = leaked[:SEARCHED]
-    if not leaked:
-        raise DataError("the bare model leaks on no validation prompt: there is nothing to forget")
-    bare_perplexity = perplexity(chat, [reply.tokens for reply in bare])
-    trials = []
-    for guard, strength in pairs:
-        layers = f"{guard.act_layers[0]} to {guard.act_layers[-1]}"
-        facts = answered_under(
-            chat,
-            bank_of(guard, chat.device),
-            [RowGuard(guard.name, -math.inf, strength)],
-            leaked,
-            f"trial: layers {layers}, strength {strength}",
-            ANSWER_TOKENS,
-            progress,
-        )
-        trials.append(Trial(guard.act_layers, strength, tuple(facts.pop("leaked")), **facts))
-    best = chosen(trials, bare_perplexity)
-    trials[best] = replace(trials[best], chosen=True)
-    held_out = gate.held_out(chat, forget, progress)
-    calibration = gate.calibration | {
-        "split": "validation",
-        "forget_fired_on_prompt": held_out.fired("forget").value,
-        "trial_prompts": len(leaked),
-        "trial_leak_rate": trials[best].leak_rate,
-        "bare_perplexity": bare_perplexity,
-        "guarded_perplexity": trials[best].perplexity,
-    }
-    return Fit(method, pairs[best][0], gate, pairs[best][1], tuple(trials), calibration, held_out)
+def _candidate(
+    layers: range,
+    strength: float,
+    bases: Tensor,
+    settings: Mapping[str, float] | None = None,
+    **more: Tensor,
+) -> Candidate:
+    """A guard that acts at `layers`; tensors have a leading dimension of all layers."""
+    act = list(layers)
+    tensors = {name: t[act].contiguous() for name, t in {"directions": bases, **more}.items()}
+    label = f"layers {act[0]} to {act[-1]}"
+    return Candidate(label, strength, {"act_layers": act, **(settings or {})}, tensors)

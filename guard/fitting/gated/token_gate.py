@@ -31,7 +31,7 @@ from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
 from steering.methods.fitted import FittedGuard
 
-METHODS = ("steer", "ablation", "language-overlay")
+METHODS = ("steer", "ablation", "sparse", "language-overlay")
 """Those whose artifacts have a gate that others can take over."""
 ALWAYS = -1.0
 """The threshold of a gate that scores nothing: every prompt fires."""

@@ -7,13 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from examples.erasers import natural_gradient, train
 from examples.erasers.data import Answered, Batch, Data
 from examples.erasers.differences import Differences
 from examples.erasers.forwards import Forwards, divergence
-from examples.erasers.losses import gradient_ascent, misdirection, negative_preference
+from examples.erasers.losses import (
+    gradient_ascent,
+    group_sparse,
+    misdirection,
+    negative_preference,
+)
 from steering.engines.transformers.adapters.weights import decoder_linears, read_adapter
 from tests.steering.tiny import prompt, tiny_model
 
@@ -135,6 +141,55 @@ def test_whole_differences_are_written_as_changed_weights(
     for name, weight in weights.items():
         delta = differences.by_path[name.removesuffix(".weight")].delta
         assert torch.allclose(weight - bare[name], delta, atol=1e-6) and delta.any()
+
+
+def test_the_loss_of_groups_is_its_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_sparse, "BOUND", 9.0)
+    model = tiny_model()
+    differences = Differences(model, ("q_proj", "down_proj"), range(1, 3), 2)
+    run = Forwards(model, differences)
+    with torch.no_grad():
+        for each in differences.by_path.values():
+            each.write.normal_(std=0.1)
+    forget, retain = Batch.of([*data().forget]), Batch.of([*data().retain])
+    value, figure = group_sparse.loss(run, forget, retain)
+    nll = -likelihood(model, differences, [*data().forget])
+    sizes = 0.0
+    for layer in (1, 2):
+        factors = [
+            part
+            for path, each in differences.by_path.items()
+            if f".{layer}." in path
+            for part in (each.read, each.write)
+        ]
+        sizes += sum(float(part.detach().square().sum()) for part in factors) ** 0.5
+    wanted = group_sparse.BETA * (9.0 - nll) + float(divergence(run, retain).detach())
+    assert 0.0 < nll < 9.0 and figure == pytest.approx(nll, abs=1e-4)
+    assert float(value.detach()) == pytest.approx(wanted + group_sparse.ALPHA * sizes, rel=1e-4)
+    # behind the bound nothing is pushed any further
+    monkeypatch.setattr(group_sparse, "BOUND", nll - 0.1)
+    rest = float(group_sparse.loss(run, forget, retain)[0].detach())
+    assert rest == pytest.approx(float(value.detach()) - group_sparse.BETA * (9.0 - nll), rel=1e-3)
+
+
+def test_decoder_layers_that_are_as_good_as_zero_are_left_out(tmp_path: Path) -> None:
+    model = tiny_model()
+    differences = Differences(model, ("q_proj", "down_proj"), range(0, 4), 2, least=0.05)
+    with torch.no_grad():
+        for path, each in differences.by_path.items():
+            each.write.normal_(std=1e-4 if ".1." in path else 0.1)
+    assert differences.silent() == [1]
+    differences.save(tmp_path / "lora", "tiny")
+    factors = read_adapter(tmp_path / "lora", decoder_linears(tiny_model()), torch.float32)
+    assert {path.split(".")[2] for path in factors} == {"0", "2", "3"}
+    # and PEFT reads it as it is meant
+    bare = tiny_model()
+    tuned = PeftModel.from_pretrained(bare, str(tmp_path / "lora"))
+    with torch.no_grad():
+        for each in differences.by_layer()[1]:
+            each.on = False
+        ids = torch.tensor([prompt(9, 3)])
+        torch.testing.assert_close(tuned(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_the_figure_ends_a_run(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.steering.methods import (
     test_nearest,
     test_safe_guidance,
     test_safree,
+    test_sparse_prompt,
 )
 
 SOUND = {
@@ -24,6 +25,7 @@ SOUND = {
     "negative-prompt": test_safe_guidance.make("n", 0, {}, gated=True),
     "safe-guidance": test_safe_guidance.make("s", 0, asdict(PRESETS["strong"])),
     "safree": test_safree.GUARDS[0],
+    "sparse-prompt": test_sparse_prompt.GUARDS[0],
     "uce": test_gated_overlays.guard(),
 }
 
@@ -50,6 +52,7 @@ def without(values: Any, key: str) -> dict[str, Any]:
         ("safe-guidance", "mask.t5"),
         ("safree", "basis.clip"),
         ("safree", "centre.t5"),
+        ("sparse-prompt", "cuts.t5"),
         ("uce", "reads.0"),
         ("uce", "weights.text"),
     ],
@@ -72,6 +75,7 @@ def test_a_missing_tensor_is_named(method: str, key: str) -> None:
         ("safe-guidance", "warmup"),
         ("safree", "sense_rank"),
         ("safree", "streams"),
+        ("sparse-prompt", "gated"),
         ("uce", "groups"),
         ("uce", "bias"),
     ],

@@ -1,0 +1,70 @@
+"""`guard fit sparse-prompt`: features of a sparse autoencoder out of a prompt's states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guard.commands.fit.images.run import Count, FitRun, Fpr, Seed
+from guard.commands.fit.options import AsJson, ConceptFile, Device, Model, NearFpr, Out
+from guard.commands.fit.sparse import (
+    Active,
+    Autoencoder,
+    Erased,
+    Features,
+    Rate,
+    Updates,
+    autoencoder_of,
+)
+from guard.data.concept import Concept
+from guard.reporting.progress import Stages
+
+if TYPE_CHECKING:
+    from guard.artifact import Artifact
+    from guard.fitting.images.training_free import EncodedConcept
+    from guard.fitting.prompts.rates import PromptRates
+    from guard.models.images import ImageModel
+
+
+def sparse_prompt(
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    autoencoder: Autoencoder = None,
+    erased: Erased = 16,
+    strength: Annotated[
+        float, typer.Option(min=0.01, max=10, help="How often features are taken out; 1: once.")
+    ] = 1.0,
+    features: Features = 1024,
+    active: Active = 16,
+    updates: Updates = 600,
+    rate: Rate = 1e-3,
+    count: Count = 400,
+    fpr: Fpr = 0.005,
+    near_fpr: NearFpr = 0.03,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit a guard of sparse features: those that tell a concept, taken out of the text encoder's
+    states where a score of the prompt is high."""
+    from guard.fitting.sparse.images import SparsePromptFit, fit_sparse_prompt
+    from guard.fitting.sparse.training import Training
+
+    training = Training(features, active, updates, rate=rate, seed=seed)
+    training.check()
+    request = SparsePromptFit(autoencoder_of(autoencoder, out), erased, strength, training)
+
+    def fit(
+        image_model: ImageModel,
+        concept: Concept,
+        encoded: EncodedConcept | None,
+        rates: PromptRates,
+        progress: Stages,
+    ) -> Artifact:
+        assert encoded is not None
+        return fit_sparse_prompt(image_model, concept, encoded, rates, request, progress)
+
+    run = FitRun(model, concept_file, out, count, fpr, near_fpr, seed, device, as_json)
+    run.save(fit)

@@ -1,0 +1,126 @@
+"""`guard fit sparse`: features of a sparse autoencoder out of the residual stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guard.commands.fit.gated import (
+    AsJson,
+    Concept,
+    Description,
+    FittedGate,
+    Forget,
+    Fpr,
+    NearFpr,
+    Out,
+    Retain,
+    Seed,
+    read,
+    run,
+)
+from guard.commands.fit.options import Device, Model, ModelDtype
+from guard.commands.fit.output import require_writable
+from guard.errors import DataError
+from guard.reporting.progress import Stages
+
+if TYPE_CHECKING:
+    from guard.fitting.gated.search import Fit
+    from guard.fitting.gated.token_gate import TokenGate
+    from guard.models.chat import ChatModel
+
+Autoencoder = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of sparse autoencoders of this model, for any number of guards. It is trained "
+        "and written where there is none; beside the artifact if left out."
+    ),
+]
+Erased = Annotated[
+    int, typer.Option(min=1, max=4096, help="Features that are taken out of a place, at most.")
+]
+Features = Annotated[
+    int, typer.Option(min=8, max=131_072, help="Of an autoencoder that is trained.")
+]
+Active = Annotated[
+    int, typer.Option(min=1, max=4096, help="Of these, how many are active on a state.")
+]
+Updates = Annotated[int, typer.Option(min=1, max=1_000_000, help="Of an autoencoder's training.")]
+Rate = Annotated[float, typer.Option(min=1e-7, max=1.0, help="Adam's rate in that training.")]
+
+
+def sparse(
+    model: Model,
+    concept: Concept,
+    forget: Forget,
+    retain: Retain,
+    out: Out,
+    gate: FittedGate = None,
+    autoencoder: Autoencoder = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Decoder layers to act after, separated by commas; those of the autoencoder's "
+            "file, or 50, 65 and 80 % of the depth, if left out."
+        ),
+    ] = None,
+    erased: Erased = 32,
+    features: Features = 1024,
+    active: Active = 16,
+    updates: Updates = 600,
+    rate: Rate = 1e-3,
+    fpr: Fpr = 0.01,
+    near_fpr: NearFpr = 0.05,
+    seed: Seed = 0,
+    description: Description = "",
+    dtype: ModelDtype = "float32",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit a guard of sparse features: those that tell a subject, taken out of the residual stream
+    where a prompt's gate fires.
+
+    Writes NAME.safetensors, NAME.report.json and NAME.report.html.
+    """
+    from guard.fitting.sparse.training import Training
+
+    places = None if layers is None else _layers(layers)
+    given_file = autoencoder_of(autoencoder, out)
+    training = Training(features, active, updates, rate=rate, seed=seed)
+    training.check()
+
+    def fit(chat: ChatModel, given: TokenGate | None, progress: Stages) -> Fit:
+        from guard.fitting.gated.token_gate import TokenGate
+        from guard.fitting.sparse.language import SparseFit, fit_sparse
+        from guard.fitting.steering.gate_search import GateRates
+
+        request = SparseFit(given_file, erased, places, training)
+        if given is None:
+            rates = GateRates(fpr, near_fpr)
+            given = TokenGate.fitted(chat, *rows, rates, seed=seed, progress=progress)
+        return fit_sparse(chat, *rows, given, request, seed=seed, progress=progress)
+
+    rows = read(forget, retain, out, concept, description, model)
+    run(fit, model, dtype, device, gate, concept, description, out, as_json)
+
+
+def autoencoder_of(given: Path | None, out: Path) -> Path:
+    """The file of the autoencoders: the one that is given, or one beside the artifact `out`. Raises
+    DataError for a name that no such file has."""
+    path = out.with_suffix(".autoencoder.safetensors") if given is None else given
+    if path.suffix != ".safetensors":
+        raise DataError(f"--autoencoder {path}: the name of such a file ends in .safetensors")
+    if path == out:
+        raise DataError(f"--autoencoder {path}: is the artifact that --out names: give another one")
+    if not path.exists():
+        require_writable(path)
+    return path
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise DataError(f"--layers {text}: give numbers of layers, as in 15,20,24")
+    return tuple(int(part) for part in parts)
