@@ -20,7 +20,9 @@ from guard.errors import ConfigError, GuardError
 
 GROUP = "guard.commands"
 
-_EXTRAS = "install the extra that has it: inference-guard[serve], [proxy], [fit] or [demo]"
+_EXTRAS = (
+    "install the extra that has it: inference-guard[serve], [proxy], [tenants], [fit] or [demo]"
+)
 
 BUILT_IN = {
     "add": "guard.commands.configuration.adding:app",
@@ -36,12 +38,15 @@ BUILT_IN = {
     "gate": "guard.commands.artifact.gate:app",
     "import": "guard.commands.importing.command:app",
     "inspect": "guard.commands.artifact.inspect:app",
+    "keys": "guard.commands.tenants.keys:app",
     "models": "guard.commands.models:app",
     "new": "guard.commands.erase.new:app",
+    "organisations": "guard.commands.tenants.organisations:app",
     "profile": "guard.commands.erase.profile:app",
     "rebind": "guard.commands.artifact.rebind:app",
     "refine": "guard.commands.erase.refine:app",
     "suppress": "guard.commands.erase.suppress:app",
+    "teams": "guard.commands.tenants.teams:app",
     "try": "guard.commands.trying:app",
 }
 

@@ -109,10 +109,11 @@ def sparse(
         from guard.fitting.steering.gate_search import GateRates
 
         request = SparseFit(given_file, erased, places, training, given_settings)
+        about, others = rows
         if given is None:
             rates = GateRates(fpr, near_fpr)
-            given = TokenGate.fitted(chat, *rows, rates, seed=seed, progress=progress)
-        return fit_sparse(chat, *rows, given, request, seed=seed, progress=progress)
+            given = TokenGate.fitted(chat, about, others, rates, seed=seed, progress=progress)
+        return fit_sparse(chat, about, others, given, request, seed=seed, progress=progress)
 
     rows = read(forget, retain, out, concept, description, model)
     run(fit, model, dtype, device, gate, concept, description, out, as_json)
