@@ -27,6 +27,7 @@ _EXTRAS = (
 BUILT_IN = {
     "add": "guard.commands.configuration.adding:app",
     "artifacts": "guard.commands.artifact.artifacts:app",
+    "audit": "guard.commands.audit:app",
     "calibrate": "guard.commands.configuration.calibrate:app",
     "certificate": "guard.commands.artifact.certificate:app",
     "check": "guard.commands.configuration.check:app",

@@ -90,6 +90,8 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
             f'"{NO_POLICY}" is reserved for the policy without guards: choose another name',
         )
     server = _table(data, "server")
+    if "audit_key" in server and "audit_log" not in server:
+        yield ("server", "audit_key"), "signs the audit log: add 'audit_log', or leave it out"
     # a policy may be there for erasures alone
     has_erasures = "folder" in _table(data, "erasures")
     guard_names = [

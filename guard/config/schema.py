@@ -41,7 +41,8 @@ EntityName = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
 
 
 class ServerConfig(Section):
-    """`[server]`. Sizes are in bytes, times in seconds; without `audit_log` there is no log.
+    """`[server]`. Sizes are in bytes, times in seconds; without `audit_log` there is no log. The
+    Ed25519 key in the file `audit_key` signs its lines, which are chained then.
 
     Pages of `cors_origins` ("https://app.example.com", or "*" for all) may call from a browser.
     After each silence of `keep_alive_s` a stream of events gets a comment. `max_images` is the most
@@ -69,6 +70,7 @@ class ServerConfig(Section):
     embeddings: bool = False
     verdict: VerdictDetail = "full"
     audit_log: FilePath | None = None
+    audit_key: FilePath | None = None
     traces: bool = False
     admin_hash: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     request_timeout_s: float = Field(default=300.0, gt=0)
@@ -328,8 +330,9 @@ def _absolute(config: Config, folder: Path) -> Config:
     patterns = tuple(_absolute_patterns(entry, folder) for entry in config.patterns)
     models = tuple(_absolute_model(model, folder) for model in config.models)
     server = config.server
-    if server.audit_log is not None:
-        server = server.model_copy(update={"audit_log": folder / server.audit_log})
+    files = {"audit_log": server.audit_log, "audit_key": server.audit_key}
+    paths = {name: folder / path for name, path in files.items() if path is not None}
+    server = server.model_copy(update=paths)
     erasures = config.erasures
     if erasures.folder is not None:
         erasures = erasures.model_copy(update={"folder": folder / erasures.folder})

@@ -51,7 +51,7 @@ def run_server(
     metrics = Metrics(config)
     path = config.server.audit_log
     with (
-        AuditLog(path) if path else nullcontext() as audit,
+        AuditLog(path, key=config.server.audit_key) if path else nullcontext() as audit,
         open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
         closing(tracing_of(config.server.traces)) as tracing,
     ):

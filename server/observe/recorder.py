@@ -51,6 +51,8 @@ class Recorder:
         self.watch: Callable[[Verdict], None] = lambda verdict: None
         """Called with each verdict that is recorded."""
         self.audit = audit
+        if audit is not None:
+            audit.tell(self._lose, self._note_written)
         self._deferred: OrderedDict[str, _Deferred] = OrderedDict()
         self._lock = threading.Lock()
         self._lost = 0
@@ -107,11 +109,14 @@ class Recorder:
             self.audit.append(verdict, tenant=tenant)
         except OSError as error:
             # A full disk must not stop the engine; alarms can watch the counter.
-            self.metrics.count_audit_failure()
-            self._note_lost(error)
+            self._lose(error)
         else:
-            if self._lost:
+            if not self.audit.is_queued:
                 self._note_written()
+
+    def _lose(self, error: OSError) -> None:
+        self.metrics.count_audit_failure()
+        self._note_lost(error)
 
     def _note_lost(self, error: OSError) -> None:
         """Say what is lost, at the first line and then once in a period: a full disk loses all."""
@@ -124,6 +129,8 @@ class Recorder:
         logger.error("the audit log lost a line (%d so far): %s", lost, error)
 
     def _note_written(self) -> None:
+        if not self._lost:
+            return
         with self._lock:
             lost, self._lost, self._said_at = self._lost, 0, None
         if lost:

@@ -46,7 +46,7 @@ def install(path: Path | str, *, keyed: bool = True, record: outputs.Record | No
 
     def on_open(policies: Policies) -> None:
         if record is None:
-            recording.open(config.server.audit_log)
+            recording.open(config.server.audit_log, config.server.audit_key)
         outputs.register(policies.entries.values())
 
     front.patch(path, keyed=keyed, on_open=on_open)

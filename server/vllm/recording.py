@@ -19,10 +19,10 @@ class Recording:
     def __init__(self) -> None:
         self._recorder: Recorder | None = None
 
-    def open(self, audit_log: Path | None) -> None:
+    def open(self, audit_log: Path | None, audit_key: Path | None = None) -> None:
         """Open the audit log and register the metrics. Raises GuardError."""
         if self._recorder is None:
-            audit = AuditLog(audit_log) if audit_log else None
+            audit = AuditLog(audit_log, key=audit_key) if audit_log else None
             self._recorder = Recorder(_metrics(), audit)
 
     @property

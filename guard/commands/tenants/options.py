@@ -61,8 +61,8 @@ def opened(path: Path) -> Iterator[Any]:
     config = load_config(path)
     if not config.tenants.is_configured:
         raise ConfigError([f'{path}: there is no database: add database = "..." to [tenants]'])
-    log = config.server.audit_log
-    with AuditLog(log) if log is not None else nullcontext() as audit:
+    log, key = config.server.audit_log, config.server.audit_key
+    with AuditLog(log, key=key) if log is not None else nullcontext() as audit:
         store = store_of(config, noting(audit))
         try:
             yield store

@@ -72,6 +72,10 @@ class _FullDisk:
     """An audit log that fails while `is_full`."""
 
     is_full = True
+    is_queued = False
+
+    def tell(self, *callbacks: object) -> None:
+        pass
 
     def append(self, verdict: Verdict, *, tenant: str) -> None:
         if self.is_full:

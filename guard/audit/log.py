@@ -1,0 +1,256 @@
+"""The audit log: one JSON line for each finished request, appended and never rewritten.
+
+A line has the tenant, the policy and the guards' verdicts; no prompt, no answer, no key. Lines of
+another kind, with an `event`, say that an erasure has another state, that tenants have changed, or
+what the log has to say of itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from guard.audit.chain import LOST, encode
+from guard.audit.chain_file import ChainFile
+from guard.audit.files import locked, open_log, write_lines
+from guard.audit.signing import Signer
+from guard.audit.writer import QueuedWriter
+from guard.errors import GuardError
+from guard.verdict import Verdict
+
+logger = logging.getLogger(__name__)
+
+MAX_CHARS = 512
+"""Characters of a text in a line: a model's name is what a client says."""
+IDLE_S = 10.0
+"""The last lines are signed after this long without another."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+Lost = Callable[[OSError], None]
+"""Told of each line that was accepted and then could not be written, from the writer's thread."""
+
+
+class AuditLog:
+    """An append-only file of JSON lines, for several threads and processes.
+
+    Without a key each line is written at once, under a lock of all processes, so that a crash loses
+    no finished request and lines are never mixed. With the file of an Ed25519 key, lines are
+    chained and signed, and one thread writes them, at the latest after 200 ms. A line that the disk
+    has no room for is taken back as a whole. Raises GuardError if a file cannot be opened.
+    """
+
+    def __init__(
+        self, path: Path, now: Callable[[], datetime] = _now, *, key: Path | None = None
+    ) -> None:
+        self.path = path
+        self._sink: _Chained | _Plain = (
+            _Plain(path) if key is None else _Chained(path, Signer(key), lambda: _stamp(now()))
+        )
+        self._now = now
+
+    def append(self, verdict: Verdict, *, tenant: str) -> None:
+        """Write the line of one finished request, or queue it where lines are chained. Raises
+        OSError (a full disk or queue, a closed log)."""
+        self._sink.append(_Entry(self._now(), {"tenant": tenant}, verdict))
+
+    def append_event(self, event: str, **facts: str) -> None:
+        """Write a line that is of no request. Raises OSError, as `append`."""
+        self._sink.append_now(_Entry(self._now(), {"event": event, **facts}))
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether `append` queues lines, so that only `tell` says whether they are written."""
+        return isinstance(self._sink, _Chained)
+
+    def tell(self, lost: Lost, written: Callable[[], None]) -> None:
+        """Call `lost` for each queued line of a request that the disk refuses, and `written` after
+        lines that it takes."""
+        if isinstance(self._sink, _Chained):
+            self._sink.lost, self._sink.written = lost, written
+
+    def reopen(self) -> None:
+        """Continue in the file that is now at the path, after log rotation. Raises GuardError."""
+        self._sink.reopen()
+
+    def close(self) -> None:
+        """Write what is queued and close the file; closing twice is allowed."""
+        self._sink.close()
+
+    def __enter__(self) -> AuditLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A line before it is spelled. `written` is set once it is written or lost with `error`."""
+
+    time: datetime
+    facts: Mapping[str, Any]
+    verdict: Verdict | None = None
+    written: threading.Event | None = None
+    error: OSError | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        body = {} if self.verdict is None else self.verdict.as_dict()
+        return {"time": _stamp(self.time)} | _plain({**self.facts, **body})
+
+
+class _Plain:
+    """Lines that are written as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._file: int | None = open_log(path)
+
+    def append(self, entry: _Entry) -> None:
+        line = encode(entry.as_dict())
+        with self._lock:
+            if self._file is None:
+                raise OSError(f"audit log {self._path} is closed")
+            with locked(self._file):
+                write_lines(self._file, line)
+
+    append_now = append
+
+    def reopen(self) -> None:
+        with self._lock:
+            reopened = open_log(self._path)
+            if self._file is not None:
+                os.close(self._file)
+            self._file = reopened
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+            self._file = None
+
+
+class _Chained:
+    """Lines that are queued, and then linked and signed."""
+
+    def __init__(self, path: Path, signer: Signer, now: Callable[[], str]) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._file: ChainFile | None = ChainFile(path, signer, now)
+        self._lost = 0
+        self._queue = QueuedWriter[_Entry](self._write, self._sign, idle_s=IDLE_S)
+        self.lost: Lost = lambda error: None
+        self.written: Callable[[], None] = lambda: None
+        # a process that is ended without closing its log, as vLLM's, loses no queued line
+        atexit.register(self.close)
+
+    def append(self, entry: _Entry) -> None:
+        try:
+            self._queue.put(entry)
+        except OSError:
+            with self._lock:
+                self._lost += 1
+            raise
+
+    def append_now(self, entry: _Entry) -> None:
+        entry.written = threading.Event()
+        self._queue.put(entry)
+        self._queue.hurry()
+        entry.written.wait()
+        if entry.error is not None:
+            raise entry.error
+
+    def reopen(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                self._file.reopen()
+
+    def close(self) -> None:
+        self._queue.close()
+        with self._lock:
+            if self._file is not None:
+                try:
+                    self._file.close()
+                except (OSError, GuardError) as error:
+                    logger.error("the audit log has no last checkpoint: %s", error)
+            self._file = None
+        atexit.unregister(self.close)
+
+    def _write(self, entries: list[_Entry]) -> None:
+        try:
+            self._put(entries)
+        except OSError:
+            # as many as there is room for
+            for entry in entries:
+                try:
+                    self._put([entry])
+                except OSError as error:
+                    self._refuse(entry, error)
+        for entry in entries:
+            if entry.written is not None:
+                entry.written.set()
+
+    def _put(self, entries: list[_Entry]) -> None:
+        lines = [entry.as_dict() for entry in entries]
+        with self._lock:
+            if self._file is None:
+                raise OSError("the audit log is closed")
+            lost = self._lost
+            if lost:
+                lines.append({"time": self._now(), "event": LOST, "lines": lost})
+            try:
+                self._file.write(lines)
+            except GuardError as error:
+                raise OSError(error.message) from error
+            self._lost -= lost
+        self.written()
+
+    def _refuse(self, entry: _Entry, error: OSError) -> None:
+        with self._lock:
+            self._lost += 1
+        entry.error = error
+        if entry.written is None:
+            self.lost(error)
+
+    def _sign(self) -> None:
+        with self._lock, suppress(OSError, GuardError):
+            if self._file is not None and self._file.unsigned:
+                self._file.checkpoint("time")
+
+
+def _stamp(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _plain(value: Any) -> Any:
+    """`value` with null for NaN and infinity, which JSON does not have, and names that clients give
+    cut to MAX_CHARS, without halves of surrogate pairs."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):
+        value = value[:MAX_CHARS]
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

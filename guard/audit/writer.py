@@ -1,0 +1,85 @@
+"""A bounded queue with a thread that writes what is in it, off the path of requests."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+FLUSH_S = 0.1
+"""Lines gather for this long: half of what a crash may lose, the rest is for a busy machine."""
+MOST_QUEUED = 10_000
+
+
+class QueuedWriter(Generic[T]):
+    """Calls `write` with all items that have gathered, in their order, from one thread.
+
+    `write` must not raise. After `idle_s` without an item `idle` is called once. The thread starts
+    with the first item, so that a process may fork before. All methods are for any thread.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[list[T]], None],
+        idle: Callable[[], None],
+        *,
+        idle_s: float,
+        most: int = MOST_QUEUED,
+    ) -> None:
+        self._write, self._idle, self._idle_s, self._most = write, idle, idle_s, most
+        self._queue: deque[T] = deque()
+        self._lock = threading.Lock()
+        self._some, self._hurry = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def put(self, item: T) -> None:
+        """Queue an item. Raises OSError where there is no room, or after `close`."""
+        with self._lock:
+            if self._closed:
+                raise OSError("the audit log is closed")
+            if len(self._queue) >= self._most:
+                raise OSError(f"{self._most} lines wait for the audit log's disk")
+            self._queue.append(item)
+            is_first = len(self._queue) == 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="audit log", daemon=True)
+                self._thread.start()
+        if is_first:
+            self._some.set()
+
+    def hurry(self) -> None:
+        """Write what is queued without waiting for more."""
+        self._hurry.set()
+
+    def close(self) -> None:
+        """Write what is queued and end the thread; closing twice is allowed."""
+        with self._lock:
+            self._closed = True
+            thread, self._thread = self._thread, None
+        self._some.set()
+        self._hurry.set()
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        has_idled = True
+        while True:
+            if not self._some.wait(None if has_idled else self._idle_s):
+                self._idle()
+                has_idled = True
+                continue
+            self._hurry.wait(FLUSH_S)
+            with self._lock:
+                items, is_over = list(self._queue), self._closed
+                self._queue.clear()
+                self._some.clear()
+                self._hurry.clear()
+            if items:
+                self._write(items)
+                has_idled = False
+            if is_over:
+                return

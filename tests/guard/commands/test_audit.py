@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.guard.audit.logs import write
+from tests.guard.commands.running import run
+
+
+def test_a_log_is_checked_with_the_printed_key(tmp_path: Path) -> None:
+    made = run("audit", "key", "--new", tmp_path / "audit.pem")
+    assert made.exit_code == 0
+    assert (tmp_path / "audit.pem").stat().st_mode & 0o777 == 0o600
+    public = made.output.strip()
+    assert run("audit", "key", tmp_path / "audit.pem").output.strip() == public
+    path = write(tmp_path, 3)
+    whole = run("audit", "verify", path, "--key", public)
+    assert whole.exit_code == 0 and whole.output.startswith("whole: 5 chained lines, 1 to 5")
+    path.write_bytes(path.read_bytes().replace(b'"pass"', b'"fail"', 1))
+    altered = run("audit", "verify", path, "--key", public)
+    assert altered.exit_code == 1
+    assert f"fault: {path}:2: was altered" in altered.output
+
+
+def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
+    run("audit", "key", "--new", tmp_path / "audit.pem")
+    again = run("audit", "key", "--new", tmp_path / "audit.pem")
+    assert again.exit_code == 1 and "File exists" in again.output
+
+
+def test_a_part_is_exported_and_a_tenant_erased(tmp_path: Path) -> None:
+    path = write(tmp_path, 3)
+    target = tmp_path / "part.jsonl"
+    done = run("audit", "export", path, "--tenant", "acme", "--output", target)
+    assert done.output == f"3 lines to {target}\n"
+    assert all(json.loads(line)["tenant"] == "acme" for line in target.read_text().splitlines())
+    assert run("audit", "erase", path, "--tenant", "acme").output == f"{path}: erased in 3 lines\n"
+    assert run("audit", "export", path, "--tenant", "acme").output == ""
+
+
+def test_wrong_options_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    for arguments in (
+        ("--to", "syslog"),
+        ("--to", "parquet"),
+        ("--address", "udp://h:1"),
+        ("--since", "yesterday"),
+        ("--output", path),
+    ):
+        assert run("audit", "export", path, *arguments).exit_code == 2
+    assert path.stat().st_size
