@@ -1,7 +1,7 @@
 """The audit log: one JSON line for each finished request, appended and never rewritten.
 
 A line has the tenant, the policy and the guards' verdicts; no prompt, no answer, no key. Lines of
-another kind, with an `event`, say that an erasure has another state.
+another kind, with an `event`, say that an erasure has another state, or that tenants have changed.
 """
 
 from __future__ import annotations

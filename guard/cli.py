@@ -20,28 +20,33 @@ from guard.errors import ConfigError, GuardError
 
 GROUP = "guard.commands"
 
-_EXTRAS = "install the extra that has it: inference-guard[serve], [proxy], [fit] or [demo]"
+_EXTRAS = (
+    "install the extra that has it: inference-guard[serve], [proxy], [tenants], [fit] or [demo]"
+)
 
 BUILT_IN = {
-    "add": "guard.commands.adding:app",
-    "artifacts": "guard.commands.artifacts:app",
-    "calibrate": "guard.commands.calibrate:app",
-    "certificate": "guard.commands.certificate:app",
-    "check": "guard.commands.check:app",
+    "add": "guard.commands.configuration.adding:app",
+    "artifacts": "guard.commands.artifact.artifacts:app",
+    "calibrate": "guard.commands.configuration.calibrate:app",
+    "certificate": "guard.commands.artifact.certificate:app",
+    "check": "guard.commands.configuration.check:app",
     "demo": "guard.commands.demo.command:app",
     "doctor": "guard.commands.doctor.command:app",
     "eval": "guard.commands.eval.command:app",
     "explain": "guard.commands.explain:app",
     "fit": "guard.commands.fit.command:app",
-    "gate": "guard.commands.gate:app",
+    "gate": "guard.commands.artifact.gate:app",
     "import": "guard.commands.importing.command:app",
-    "inspect": "guard.commands.inspect:app",
+    "inspect": "guard.commands.artifact.inspect:app",
+    "keys": "guard.commands.tenants.keys:app",
     "models": "guard.commands.models:app",
     "new": "guard.commands.erase.new:app",
+    "organisations": "guard.commands.tenants.organisations:app",
     "profile": "guard.commands.erase.profile:app",
-    "rebind": "guard.commands.rebind:app",
+    "rebind": "guard.commands.artifact.rebind:app",
     "refine": "guard.commands.erase.refine:app",
     "suppress": "guard.commands.erase.suppress:app",
+    "teams": "guard.commands.tenants.teams:app",
     "try": "guard.commands.trying:app",
 }
 

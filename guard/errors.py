@@ -13,9 +13,15 @@
     │   ├── EmbeddingsForbidden the key's requests may not contain embeddings
     │   ├── PolicyUnfit        the policy has guards, but none for this kind of model
     │   ├── Unauthorized       no key, or an unknown one
+    │   ├── RoleForbidden      the key's role may not do this
+    │   ├── UnknownTenant      no organisation, team or key of that name
+    │   ├── AlreadyExists      an organisation or a team of that name is there already
+    │   ├── InvalidTenant      the settings of an organisation, a team or a key do not hold
     │   ├── ContextExceeded    prompt and max_tokens do not fit the model's context
     │   ├── ContentBlocked     a guard whose action is "block" fired on the prompt
     │   └── TooManyRequests    the queue is full or the key's rate is used up
+    │       └── BudgetExhausted the tokens of this month are used up
+    ├── TenantsUnavailable     the database of tenants does not answer: HTTP 503
     └── GuardFailed            a guard could not be applied and its policy fails closed: HTTP 500
         └── ServiceStopped     the engine is shutting down or has died: HTTP 503
 
@@ -106,6 +112,26 @@ class Unauthorized(RequestError):
     code = "invalid_api_key"
 
 
+class RoleForbidden(RequestError):
+    status = 403
+    type = "permission_error"
+    code = "role_forbidden"
+
+
+class UnknownTenant(RequestError):
+    status = 404
+    code = "tenant_not_found"
+
+
+class AlreadyExists(RequestError):
+    status = 409
+    code = "already_exists"
+
+
+class InvalidTenant(RequestError):
+    code = "invalid_tenant"
+
+
 class ContextExceeded(RequestError):
     code = "context_length_exceeded"
 
@@ -130,6 +156,20 @@ class TooManyRequests(RequestError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class BudgetExhausted(TooManyRequests):
+    """The tokens of this month are used up: to try again soon is in vain."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class TenantsUnavailable(GuardError):
+    """Nobody can be identified: the database of tenants has not answered for too long."""
+
+    status = 503
+    code = "tenants_unavailable"
 
 
 class GuardFailed(GuardError):

@@ -13,8 +13,9 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from guard import __version__
-from guard.config.keys import KeyRing
 from guard.config.schema import Config
+from guard.tenants.directory import Directory
+from guard.tenants.keys import KeyRing, admin_ring
 from server.edge.http_edge import edged
 from server.edge.paths import KnownPaths
 from server.endpoints.documentation import documentation_router
@@ -31,6 +32,7 @@ from server.endpoints.text.responses import responses_router
 from server.errors import install_error_handlers
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
+from server.observe.tracing import OFF, Tracing
 from server.openapi.document import document_of
 from server.screening.middleware import ScreenMiddleware, Screens
 from server.services.interface import Service
@@ -49,20 +51,24 @@ def create_app(
     metrics: Metrics | None = None,
     screens: Screens | None = None,
     erasures: Erasures | None = None,
+    directory: Directory | None = None,
+    tracing: Tracing = OFF,
 ) -> FastAPI:
     """The ASGI app that serves `services`, by model name, under `config`.
 
     `keys` None leaves the server open. `metrics` must be the object in which the services' `record`
     callable counts verdicts: `/metrics` shows it. `screens` read the text of requests and answers
-    under policies with text screens. `erasures` are offered where they are given. The services are
-    closed when the app's lifespan ends.
+    under policies with text screens. `erasures` are offered where they are given, and the tenants
+    of `directory`. `tracing` makes spans of requests. The services are closed when the app's
+    lifespan ends.
     """
     metrics = metrics or Metrics()
     metrics.add_services(services)
-    gateway = Gateway(config, services, keys, metrics)
 
     def configured() -> Config:
         return erasures.config if erasures else config
+
+    gateway = Gateway(config, services, keys, metrics, configured)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -89,27 +95,34 @@ def create_app(
         messages_router(gateway),
         embeddings_router(gateway),
         images_router(gateway),
-        listings_router(gateway, configured),
+        listings_router(gateway),
         probes_router(services, metrics),
     ]
     if screens is not None:
-        app.add_middleware(ScreenMiddleware, config=config, screens=screens, keys=keys)
+        app.add_middleware(
+            ScreenMiddleware, config=config, screens=screens, keys=keys, current=configured
+        )
         routers.append(moderations_router(gateway, screens))
-    if config.server.admin_hash is not None:
+    admins = admin_ring(config, directory)
+    if admins is not None:
         # imported here: it needs torch, and the proxy, which has parts of this module, none
         from server.endpoints.lists import lists_router
 
-        admin = config.server.admin_hash
         if erasures is None:
-            routers.append(lists_router(services, configured, admin, asyncio.Lock()))
+            routers.append(lists_router(services, configured, admins, asyncio.Lock()))
         else:
             changing, settle = erasures.changing, erasures.settle
-            routers.append(lists_router(services, configured, admin, changing, settle))
+            routers.append(lists_router(services, configured, admins, changing, settle))
     if erasures is not None:
         # imported here: their pages need what only the extra `fit` has
         from server.erasures.endpoints import erasures_router
 
-        routers.append(erasures_router(config, erasures))
+        assert admins is not None
+        routers.append(erasures_router(config, erasures, admins))
+    if directory is not None:
+        from server.tenants.endpoints import tenants_router
+
+        routers.append(tenants_router(config, directory))
     document = document_of(
         _routes(routers), title=app.title, version=__version__, keyed=keys is not None
     )
@@ -117,7 +130,7 @@ def create_app(
     for router in routers:
         app.include_router(router)
     paths = KnownPaths((route.path, route.methods or ()) for route in _routes(routers))
-    app.add_middleware(ExchangeMiddleware, metrics=metrics)
+    app.add_middleware(ExchangeMiddleware, metrics=metrics, tracing=tracing)
     app.add_middleware(edged, paths=paths, settings=config.server)  # the outermost
     install_error_handlers(app, paths)
     return app

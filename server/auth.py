@@ -1,29 +1,42 @@
-"""Authentication, and the choice of the policy of a request."""
+"""Who sends a request, what it may do, and under which policy: for the server and the proxy."""
 
 from __future__ import annotations
 
 from starlette.datastructures import Headers
 
-from guard.config.keys import KeyRing
-from guard.config.schema import Config, KeyConfig
+from guard.config.schema import Config
 from guard.errors import (
     EmbeddingsForbidden,
     PolicyForbidden,
     RequestError,
+    RoleForbidden,
     Unauthorized,
     UnknownPolicy,
 )
+from guard.tenants.covering import at_least, covers
+from guard.tenants.keys import KeyRing, Principal
+from guard.tenants.levels import Role
+from server.observe.exchange import Exchange
 
 POLICY_HEADER = "X-Guard-Policy"
 KEY_HEADERS = ("x-api-key", "api-key")
 """Headers with an API key, beside `Authorization`."""
 
 
-def authenticate(keys: KeyRing | None, headers: Headers) -> KeyConfig | None:
-    """The settings of the request's API key; None on a server without keys, which is open to all.
+_ASKING: tuple[Role, ...] = ("tenant",)
+READERS: tuple[Role, ...] = ("admin", "auditor")
+"""Roles that read what the administrator reads."""
+ADMINS: tuple[Role, ...] = ("admin",)
 
-    The key is where clients of OpenAI (`Authorization: Bearer`), Anthropic (`x-api-key`) and Azure
-    (`api-key`) put it. Raises Unauthorized for a missing or unknown key, and for two that differ.
+
+def authenticate(
+    keys: KeyRing | None, headers: Headers, roles: tuple[Role, ...] = _ASKING
+) -> Principal | None:
+    """Whose key or token a request has; None on a server without keys, which is open to all.
+
+    It is where clients of OpenAI (`Authorization: Bearer`), Anthropic (`x-api-key`) and Azure
+    (`api-key`) put it. Raises Unauthorized for a missing or unknown key, and for two that differ;
+    RoleForbidden for one of another role than `roles`.
     """
     if keys is None:
         return None
@@ -39,7 +52,18 @@ def authenticate(keys: KeyRing | None, headers: Headers) -> KeyConfig | None:
     key = keys.find(given[0][1])
     if key is None:
         raise Unauthorized("Unknown API key.")
+    if key.role not in roles:
+        raise RoleForbidden(
+            f"This needs a key of the role {' or '.join(map(repr, roles))}; the role of this one "
+            f"is {key.role!r}."
+        )
     return key
+
+
+def admit(keys: KeyRing | None, key: Principal | None, exchange: Exchange) -> None:
+    """Count the request against the limits of its key, once. Raises TooManyRequests."""
+    if keys is not None and key is not None and exchange.lease is None:
+        exchange.lease = keys.take(key)
 
 
 def _keys_in(headers: Headers) -> list[tuple[str, str]]:
@@ -53,24 +77,30 @@ def _keys_in(headers: Headers) -> list[tuple[str, str]]:
     return [(name, token) for name, token in given if token]
 
 
-def default_policy(config: Config, key: KeyConfig | None, model: str | None = None) -> str:
+def default_policy(config: Config, key: Principal | None, model: str | None = None) -> str:
     """The policy of a request to `model` that names none: the key's default, else the model's, else
-    the server's. `model` None stands for a model without a default.
+    the server's. Where that does less than the policies that the key requires, one of these.
+    `model` None stands for a model without a default. Raises GuardFailed where none can be.
     """
     of_model = config.default_policies.get(model) if model is not None else None
-    return (key.default_policy if key else None) or of_model or config.server.default_policy
+    named = (key.default_policy if key else None) or of_model or config.server.default_policy
+    return at_least(config, named, key.required) if key and key.required else named
 
 
-def allowed_policies(config: Config, key: KeyConfig | None, model: str | None = None) -> list[str]:
+def allowed_policies(config: Config, key: Principal | None, model: str | None = None) -> list[str]:
     """Policies that a request with `key` to `model` may name, in the configuration's order."""
     if key is None:
         return list(config.policy_names)
     allowed = {default_policy(config, key, model), *key.policies}
-    return [name for name in config.policy_names if name in allowed]
+    return [
+        name
+        for name in config.policy_names
+        if name in allowed and all(covers(config, name, floor) for floor in key.required)
+    ]
 
 
 def choose_policy(
-    config: Config, key: KeyConfig | None, model: str, headers: Headers, in_body: str | None
+    config: Config, key: Principal | None, model: str, headers: Headers, in_body: str | None
 ) -> str:
     """The policy of one request: the one in its header or body, else the default.
 
@@ -96,13 +126,14 @@ def choose_policy(
     return name
 
 
-def require_embeddings(config: Config, key: KeyConfig | None) -> None:
+def require_embeddings(config: Config, key: Principal | None) -> None:
     """Raise EmbeddingsForbidden where the request may not bring its own embeddings."""
     if key.embeddings if key else config.server.embeddings:
         return
-    subject, section = ("This API key", "its [[keys]]") if key else ("This server", "[server]")
+    of_key = "in its [[keys]], or with `guard keys set`"
+    subject, place = ("This API key", of_key) if key else ("This server", "in [server]")
     raise EmbeddingsForbidden(
         f"{subject} takes no embeddings: leave them out, or have the operator set 'embeddings = "
-        f"true' in {section}.",
+        f"true' {place}.",
         param="embeddings",
     )

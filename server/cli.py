@@ -39,7 +39,7 @@ def serve(
         raise ConfigError([f"{config}: there is no model to serve: add [[models]]"])
     # Bound before the models are loaded, which takes a while: a port in use fails at once.
     listener = bind(host or settings.server.host, settings.server.port if port is None else port)
-    warn_if_open(listener, settings.keys)
+    warn_if_open(listener, settings)
     warn_if_unguarded(settings)
 
     # Imported here: --help and the checks above must not wait for torch.

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from guard.errors import (
+    BudgetExhausted,
     ContentBlocked,
     GuardError,
     GuardFailed,
@@ -215,6 +216,8 @@ def error_response(error: GuardError, exchange: Exchange | None = None) -> Respo
     headers: dict[str, str] = {}
     if isinstance(error, TooManyRequests | Overloaded):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, BudgetExhausted):
+        headers["X-Should-Retry"] = "false"  # clients of OpenAI and Anthropic would, in vain
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BodyTooLarge):

@@ -5,6 +5,8 @@ Any number of heads share one matrix product: the directions on which they proje
 stacked into one matrix, and each head continues from its columns.
 
     logistic    logit = w · e + b
+    kernel      logit = a · exp(s (X e - 1)) + b: a support vector machine with a Gaussian kernel
+                and the support vectors X (Cortes and Vapnik 1995)
     mlp         logit = v · relu(W e + c) + b
     prototype   logit = logsumexp(s U e) - logsumexp(s B e): how much nearer the embedding is to the
                 prototypes of what is unsafe (rows of U) than to those of what is benign (rows of B)
@@ -13,32 +15,37 @@ A logit becomes a probability by a temperature (Guo et al. 2017, arXiv 1706.0459
 between whose points it is interpolated (isotonic regression). Both rise strictly over
 the range of possible logits, so that they keep the order of scores.
 
-Where a head reads single sentences of a text too, it has another direction for them, with a bias
-by which one threshold holds for both: a text has many sentences, any of which may score high by
+Where a head reads single sentences of a text too, it has another head for them, with a bias by
+which one threshold holds for both: a text has many sentences, any of which may score high by
 chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["logistic", "mlp", "prototype"]
+Kind = Literal["logistic", "kernel", "mlp", "prototype"]
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 Tensors = Mapping[str, Floats]
 
 _PARTS: Mapping[Kind, tuple[str, ...]] = {
     "logistic": ("weight", "bias"),
+    "kernel": ("support", "out", "bias"),
     "mlp": ("hidden", "hidden_bias", "out", "bias"),
     "prototype": ("unsafe", "benign"),
 }
+_MATRICES = ("weight", "support", "hidden", "unsafe", "benign")
 _TABLE = ("table_logits", "table_chances")
 _SENTENCE = "sentence"
+_SENTENCE_KIND, _SENTENCE_SHARPNESS = "sentence_kind", "sentence_sharpness"
+_SHARP: tuple[Kind, ...] = ("kernel", "prototype")
+"""Kinds with a sharpness."""
 _FIRST = "first_"
 """How the tensors of a first stage begin, which is no part of the head."""
 
@@ -47,12 +54,12 @@ _FIRST = "first_"
 class EmbeddingHead:
     """One head, float32. Its construction checks it: a ValueError names the tensor at fault.
 
-    `parts` of a logistic head: `weight [1, width]`, `bias [1]`; of an mlp: `hidden [d, width]`,
-    `hidden_bias [d]`, `out [d]`, `bias [1]`; of a prototype head: `unsafe [k, width]`,
-    `benign [m, width]`. `table` is `[2, points]`, a row of logits and a row of their
-    probabilities; without it `temperature` calibrates. `sharpness` belongs to prototypes.
-    `sentence [width + 1]` are the direction and the bias by which single sentences are read;
-    without it they are not.
+    `parts` of a logistic head: `weight [1, width]`, `bias [1]`; of a kernel: `support [k, width]`,
+    `out [k]`, `bias [1]`; of an mlp: `hidden [d, width]`, `hidden_bias [d]`, `out [d]`, `bias [1]`;
+    of a prototype head: `unsafe [k, width]`, `benign [m, width]`. `table` is `[2, points]`, a row
+    of logits and a row of their probabilities; without it `temperature` calibrates. `sharpness`
+    belongs to kernels and prototypes. `sentence` is the head by which single sentences are read, a
+    logistic one or a kernel whose logits this head calibrates; without it they are not.
     """
 
     kind: Kind
@@ -60,7 +67,7 @@ class EmbeddingHead:
     temperature: float = 1.0
     table: Floats | None = None
     sharpness: float = 1.0
-    sentence: Floats | None = None
+    sentence: EmbeddingHead | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -74,12 +81,16 @@ class EmbeddingHead:
         """The directions on which an embedding is projected, `[columns, width]`."""
         if self.kind == "prototype":
             return np.concatenate([self.parts["unsafe"], self.parts["benign"]])
-        return self.parts["weight" if self.kind == "logistic" else "hidden"]
+        names: Mapping[Kind, str] = {"logistic": "weight", "kernel": "support", "mlp": "hidden"}
+        return self.parts[names[self.kind]]
 
     def logits(self, projected: Floats) -> Floats:
         """Logits `[n]`, from projections `[n, columns]` on `directions`."""
         if self.kind == "logistic":
             result = projected[:, 0] + self.parts["bias"]
+        elif self.kind == "kernel":
+            near = np.exp(self.sharpness * (projected - 1))
+            result = near @ self.parts["out"] + self.parts["bias"]
         elif self.kind == "mlp":
             active = np.maximum(projected + self.parts["hidden_bias"], 0)
             result = active @ self.parts["out"] + self.parts["bias"]
@@ -99,11 +110,15 @@ class EmbeddingHead:
         probabilities: Floats = (0.5 + 0.5 * halves).astype(np.float32)
         return probabilities
 
+    def with_bias(self, added: float) -> EmbeddingHead:
+        """The head, of any kind but prototype, with `added` to each logit."""
+        bias = np.asarray(self.parts["bias"] + added, np.float32)
+        return replace(self, parts={**self.parts, "bias": bias})
+
     def tensors(self) -> dict[str, Floats]:
         """The tensors of the artifact; `settings` has the rest."""
         table = {} if self.table is None else dict(zip(_TABLE, self.table, strict=True))
-        sentence = {} if self.sentence is None else {_SENTENCE: self.sentence}
-        return {**self.parts, **table, **sentence}
+        return {**self.parts, **table, **_sentence_tensors(self.sentence)}
 
     def settings(self) -> dict[str, Any]:
         """The JSON that `from_tensors` needs beside the tensors."""
@@ -111,8 +126,11 @@ class EmbeddingHead:
         settings["calibration"] = "temperature" if self.table is None else "isotonic"
         if self.table is None:
             settings["temperature"] = self.temperature
-        if self.kind == "prototype":
+        if self.kind in _SHARP:
             settings["sharpness"] = self.sharpness
+        if self.sentence is not None and self.sentence.kind == "kernel":
+            settings[_SENTENCE_KIND] = self.sentence.kind
+            settings[_SENTENCE_SHARPNESS] = self.sentence.sharpness
         return settings
 
     @classmethod
@@ -131,7 +149,8 @@ class EmbeddingHead:
             )
         names = {*_PARTS[kind], *(_TABLE if calibration == "isotonic" else ())}
         tensors = {name: tensors[name] for name in tensors if not name.startswith(_FIRST)}
-        sentence = tensors.pop(_SENTENCE, None)
+        sentence = _sentence_of(tensors, settings)
+        tensors = {name: tensors[name] for name in tensors if not name.startswith(_SENTENCE)}
         if set(tensors) != names:
             raise ValueError(
                 f"a {kind} head with {calibration} calibration holds {', '.join(sorted(names))}, "
@@ -183,10 +202,9 @@ class EmbeddingHeads:
             )
         (self.width,) = widths
         self._heads = tuple(heads)
-        self._directions = np.concatenate([head.directions for head in heads]).T.copy()
-        self._ends = np.cumsum([len(head.directions) for head in heads])[:-1]
+        self._windows = _Stack(heads)
+        self._sentences = _Stack([head.sentence for head in heads])
         self.reads_sentences = any(head.sentence is not None for head in heads)
-        self._sentence = np.stack([_sentence(head) for head in heads], axis=1)
 
     def __len__(self) -> int:
         return len(self._heads)
@@ -196,11 +214,11 @@ class EmbeddingHeads:
         those of single sentences; where a head does not read them, they are -infinity."""
         if embeddings.ndim != 2 or embeddings.shape[1] != self.width:
             raise ValueError(f"embeddings must be [n, {self.width}], not {embeddings.shape}")
-        columns = np.split(embeddings @ self._directions, self._ends, axis=1)
-        pairs = zip(self._heads, columns, strict=True)
-        logits = np.stack([head.logits(projected) for head, projected in pairs], axis=1)
-        if sentence is not None and sentence.any():
-            logits[sentence] = embeddings[sentence] @ self._sentence[:-1] + self._sentence[-1]
+        if sentence is None or not sentence.any():
+            return self._windows.logits(embeddings)
+        logits = np.empty((len(embeddings), len(self)), np.float32)
+        logits[~sentence] = self._windows.logits(embeddings[~sentence])
+        logits[sentence] = self._sentences.logits(embeddings[sentence])
         return logits
 
     def scores(self, embeddings: Floats, sentence: Flags | None = None) -> Floats:
@@ -208,6 +226,26 @@ class EmbeddingHeads:
         marks those of single sentences."""
         pairs = zip(self._heads, self.logits(embeddings, sentence).T, strict=True)
         return np.stack([head.probabilities(logits) for head, logits in pairs], axis=1)
+
+
+class _Stack:
+    """Heads in one product; where there is none in a column, its logit is -infinity."""
+
+    def __init__(self, heads: Sequence[EmbeddingHead | None]) -> None:
+        self._columns = [(at, head) for at, head in enumerate(heads) if head is not None]
+        self._count = len(heads)
+        directions = [head.directions for _, head in self._columns]
+        self._directions = np.concatenate(directions).T.copy() if directions else None
+        self._ends = np.cumsum([len(rows) for rows in directions])[:-1]
+
+    def logits(self, embeddings: Floats) -> Floats:
+        """`[n, heads]` of `embeddings [n, width]`."""
+        logits = np.full((len(embeddings), self._count), -np.inf, np.float32)
+        if self._directions is not None:
+            projections = np.split(embeddings @ self._directions, self._ends, axis=1)
+            for (at, head), projected in zip(self._columns, projections, strict=True):
+                logits[:, at] = head.logits(projected)
+        return logits
 
 
 def stack(guards: Sequence[Fitted], device: Any = "cpu") -> EmbeddingHeads:
@@ -220,18 +258,43 @@ def stack(guards: Sequence[Fitted], device: Any = "cpu") -> EmbeddingHeads:
     )
 
 
-def _sentence(head: EmbeddingHead) -> Floats:
-    """The direction and the bias of a head for single sentences."""
-    if head.sentence is not None:
-        return head.sentence
-    never = np.zeros(head.width + 1, np.float32)
-    never[-1] = -np.inf
-    return never
+def _sentence_tensors(sentence: EmbeddingHead | None) -> dict[str, Floats]:
+    """A logistic head is one tensor, its weights and then its bias."""
+    if sentence is None:
+        return {}
+    if sentence.kind == "logistic":
+        return {_SENTENCE: np.concatenate([sentence.parts["weight"][0], sentence.parts["bias"]])}
+    return {f"{_SENTENCE}_{name}": part for name, part in sentence.parts.items()}
+
+
+def _sentence_of(tensors: Tensors, settings: Mapping[str, Any]) -> EmbeddingHead | None:
+    """The head for single sentences of an artifact, None where it has none."""
+    kind = settings.get(_SENTENCE_KIND)
+    if kind is None:
+        direction = tensors.get(_SENTENCE)
+        if direction is None and not any(name.startswith(_SENTENCE) for name in tensors):
+            return None
+        if direction is None:
+            raise ValueError(f"a head for single sentences has no {_SENTENCE_KIND}: fit it again")
+        if direction.ndim != 1 or len(direction) < 2:
+            raise ValueError(f"{_SENTENCE} must be [width + 1], not {direction.shape}")
+        return EmbeddingHead("logistic", {"weight": direction[None, :-1], "bias": direction[-1:]})
+    names = {name: f"{_SENTENCE}_{name}" for name in _PARTS["kernel"]}
+    if kind != "kernel" or not {*names.values()} <= tensors.keys():
+        raise ValueError(
+            f"a head for single sentences of kind {kind!r} holds {', '.join(names.values())}: fit "
+            "it again"
+        )
+    return EmbeddingHead(
+        "kernel",
+        {name: tensors[stored] for name, stored in names.items()},
+        sharpness=_number(settings, _SENTENCE_SHARPNESS),
+    )
 
 
 def _check(head: EmbeddingHead) -> None:
     shapes = {name: head.parts[name].shape for name in _PARTS[head.kind]}
-    matrices = [name for name in ("weight", "hidden", "unsafe", "benign") if name in shapes]
+    matrices = [name for name in _MATRICES if name in shapes]
     if any(len(shapes[name]) != 2 or 0 in shapes[name] for name in matrices):
         raise ValueError(f"{' and '.join(matrices)} of a {head.kind} head must be [rows, width]")
     rows, width = shapes[matrices[0]]
@@ -246,11 +309,10 @@ def _check(head: EmbeddingHead) -> None:
         value = getattr(head, name)
         if not 0 < value < np.inf:
             raise ValueError(f"{name} of a head must be above zero, not {value}")
-    if head.sentence is not None:
-        if head.sentence.shape != (width + 1,):
-            raise ValueError(f"{_SENTENCE} must be [{width + 1}], not {head.sentence.shape}")
-        if not np.isfinite(head.sentence).all():
-            raise ValueError(f"the tensor {_SENTENCE} is not finite: fit it again")
+    if head.sentence is not None and head.sentence.width != width:
+        raise ValueError(
+            f"{_SENTENCE} must be for embeddings of width {width}, not {head.sentence.width}"
+        )
     if head.table is not None:
         _check_table(head.table)
 

@@ -24,7 +24,13 @@ _SHARPNESS = 16.0
 _DAMPING = 10.0
 """The inverse of the ridge penalty. Embeddings have unit length, so the weights must be large."""
 _SENTENCE_DAMPING = 3.0
-"""As _DAMPING, of single sentences."""
+"""As _DAMPING, of single sentences, and of a kernel for them."""
+_KERNEL_SHARPNESS, _SENTENCE_SHARPNESS = 2.0, 4.0
+"""How fast two embeddings are strangers as their cosine falls."""
+_MARGIN = 4.0
+"""The logit at the margin of a kernel, where a logistic head's lies too."""
+_MOST_KERNEL = 40_000
+"""Embeddings that a kernel learns from: the time of its training is quadratic in them."""
 _SENTENCES = 4.0
 """How much all benign sentences weigh beside all windows of benign texts."""
 _RIDGE = 1.0
@@ -44,28 +50,34 @@ def train(
     balanced = _balanced(unsafe, weights)
     if kind == "logistic":
         return _logistic(embeddings, unsafe, balanced)
+    if kind == "kernel":
+        return _kernel(embeddings, unsafe, weights, _DAMPING, _KERNEL_SHARPNESS, seed)
     if kind == "mlp":
         return _mlp(embeddings, unsafe, balanced, seed)
     return _prototypes(embeddings, unsafe, balanced, seed)
 
 
 def train_sentence(
-    embeddings: Floats, unsafe: Flags, sentence: Flags, weights: NDArray[np.float64]
-) -> Floats:
-    """The direction and the bias `[width + 1]` of a logit of single sentences: a logistic head that
-    learns from windows and, marked by `sentence [n]`, from sentences of benign texts.
+    kind: Kind,
+    embeddings: Floats,
+    unsafe: Flags,
+    sentence: Flags,
+    weights: NDArray[np.float64],
+    seed: int,
+) -> EmbeddingHead:
+    """A head for single sentences: it learns from windows and, marked by `sentence [n]`, from
+    sentences of benign texts. It is a kernel beside a head of this `kind`, else logistic.
 
     Which sentence of an unsafe text says what is unsafe is not known: leave them out.
     """
-    from sklearn.linear_model import LogisticRegression
-
     weights = weights.copy()
     if sentence.any():
-        weights[sentence] *= _SENTENCES * weights[~unsafe & ~sentence].sum()
-        weights[sentence] /= weights[sentence].sum()
-    regression = LogisticRegression(C=_SENTENCE_DAMPING, max_iter=2000)
-    fitted = regression.fit(embeddings, unsafe, _balanced(unsafe, weights))
-    return np.concatenate([fitted.coef_[0], fitted.intercept_]).astype(np.float32)
+        benign_windows = weights[~unsafe & ~sentence].sum()
+        weights[sentence] *= _SENTENCES * benign_windows / weights[sentence].sum()
+    if kind == "kernel":
+        sharpness = _SENTENCE_SHARPNESS
+        return _kernel(embeddings, unsafe, weights, _SENTENCE_DAMPING, sharpness, seed)
+    return _logistic(embeddings, unsafe, _balanced(unsafe, weights), _SENTENCE_DAMPING)
 
 
 def first_stage(
@@ -124,11 +136,45 @@ def _balanced(unsafe: Flags, weights: NDArray[np.float64]) -> NDArray[np.float64
     return np.asarray(shares * len(unsafe) / 2)
 
 
-def _logistic(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64]) -> EmbeddingHead:
+def _logistic(
+    embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], damping: float = _DAMPING
+) -> EmbeddingHead:
     from sklearn.linear_model import LogisticRegression
 
-    fitted = LogisticRegression(C=_DAMPING, max_iter=2000).fit(embeddings, unsafe, weights)
+    fitted = LogisticRegression(C=damping, max_iter=2000).fit(embeddings, unsafe, weights)
     return EmbeddingHead("logistic", _float32(weight=fitted.coef_, bias=fitted.intercept_))
+
+
+def _kernel(
+    embeddings: Floats,
+    unsafe: Flags,
+    weights: NDArray[np.float64],
+    damping: float,
+    sharpness: float,
+    seed: int,
+) -> EmbeddingHead:
+    """A support vector machine; of more than _MOST_KERNEL embeddings it learns from all unsafe and
+    some benign ones."""
+    from sklearn.svm import SVC
+
+    if len(unsafe) > _MOST_KERNEL:
+        chosen = _some(unsafe, seed)
+        embeddings, unsafe, weights = embeddings[chosen], unsafe[chosen], weights[chosen]
+    # the distance of unit vectors is 2 (1 - cos)
+    machine = SVC(C=damping, gamma=sharpness / 2, cache_size=500)
+    machine.fit(embeddings, unsafe, _balanced(unsafe, weights))
+    parts = _float32(
+        support=embeddings[machine.support_],
+        out=_MARGIN * machine.dual_coef_[0],
+        bias=_MARGIN * machine.intercept_,
+    )
+    return EmbeddingHead("kernel", parts, sharpness=sharpness)
+
+
+def _some(unsafe: Flags, seed: int) -> NDArray[np.intp]:
+    """Indices of _MOST_KERNEL embeddings at most, benign ones left out by chance first."""
+    order = np.random.default_rng(seed).permutation(len(unsafe))
+    return np.sort(order[np.argsort(~unsafe[order], kind="stable")][:_MOST_KERNEL])
 
 
 def _mlp(

@@ -72,8 +72,9 @@ def resume(
     optimizer.load_state_dict(whole | {"state": states})
     # the fused kernel walks memory: a moment needs the memory layout of its parameter
     for parameter, state in optimizer.state.items():
-        for key in ("exp_avg", "exp_avg_sq"):
-            state[key] = torch.empty_like(parameter).copy_(state[key])
+        for key, moment in state.items():
+            if moment.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter).copy_(moment)
     if average is not None:
         average.values = _under(tensors, "average.")
     return step

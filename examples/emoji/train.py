@@ -56,6 +56,27 @@ def denoiser(
 
 
 @app.command()
+def tokens(
+    out: Out = OUT,
+    steps: int = 12_000,
+    vae: Annotated[
+        Path, typer.Option(help="Folder of the autoencoder whose latents are the tokens.")
+    ] = Path("examples/emoji/weights/vae"),
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder to write; OUT/tokens where left out.")
+    ] = None,
+    bf16: Annotated[
+        bool, typer.Option(help="Compute in bfloat16, where the processor has it (avx512_bf16).")
+    ] = False,
+) -> None:
+    """Train the autoregressive model and write it: some 45 minutes of one core with --bf16."""
+    from examples.emoji.tokens.model import train
+
+    out.mkdir(parents=True, exist_ok=True)
+    train(out, vae, weights or out / "tokens", steps, bf16=bf16)
+
+
+@app.command()
 def export(
     out: Out = OUT,
     weights: Annotated[

@@ -36,7 +36,7 @@ def command(topic: str, data: Path, out: Path, *options: str) -> list[str]:
     fit += ["--data", str(data / f"{topic}.jsonl"), "--concept", f"text/{topic}"]
     for source in (*HELD_OUT[topic], *TESTED):
         fit += ["--hold-out", source]
-    fit += ["--learn-only", SYSTEM_PROMPTS]
+    fit += ["--kind", "kernel", "--learn-only", SYSTEM_PROMPTS]
     for place in LOOK[topic]:
         fit += ["--look", place]
     return [*fit, "--out", str(out / f"{topic}.safetensors"), *options]

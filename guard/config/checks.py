@@ -21,6 +21,7 @@ from guard.config.language_checks import language_problems, unsupported
 from guard.config.pattern_checks import pattern_problems
 from guard.config.screen_checks import screen_problems
 from guard.config.setting_checks import setting_problems
+from guard.config.tenants_checks import tenants_problems
 from guard.config.toml_lines import KeyPath
 from guard.data.faults import suggestion
 from guard.errors import ArtifactError
@@ -36,6 +37,9 @@ _PATTERNS = {
     "cors_origins": 'should be "*", or an origin such as "https://app.example.com"',
     "mcp": 'should be a path such as "/mcp/files", of letters, digits and . _ -',
     "health": 'should be a path, such as "/health"',
+    "issuer": "should be a URL such as https://login.example.com, without user and query",
+    "jwks_url": "should be a URL such as https://login.example.com/keys, without user and query",
+    "database_env": "should be the name of an environment variable, never the URL itself",
     "key_env": "should be the name of an environment variable, never the key itself",
     "entities": 'should be a name in capitals, such as "PERSON", of at most 32 characters',
     "language": 'should be a code of two or three small letters, such as "en"',
@@ -48,7 +52,7 @@ def schema_problem(fault: ErrorDetails, section: type[BaseModel]) -> Problem:
     """The problem of a pydantic fault; `section` is the model with the faulty key."""
     path = tuple(part for part in fault["loc"] if part != "[key]")
     key = str(path[-1]) if path else ""
-    secret = key in {"hash", "admin_hash", "url", "key_env"}
+    secret = key in {"hash", "admin_hash", "url", "key_env", "database", "database_env"}
     if fault["type"] == "extra_forbidden":
         return path, f"unknown key: {suggestion(key, section.model_fields)}"
     if fault["type"] == "missing":
@@ -100,7 +104,9 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
                 name, policy, delegates=any(entry.get("plugin") is True for _, entry in upstreams)
             )
     known = [NO_POLICY, *policies]
-    if has_erasures and "admin_hash" not in server:
+    tenants = _table(data, "tenants")
+    yield from tenants_problems(tenants, _table(data, "oidc"))
+    if has_erasures and not ("admin_hash" in server or {"database", "database_env"} & {*tenants}):
         yield (
             ("erasures", "folder"),
             "needs the administrator, who alone may erase: add admin_hash to [server]",
@@ -108,7 +114,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     for section in ("server", "proxy"):
         names_policy = _strings(_table(data, section), (section, "default_policy"))
         yield from _unknown("policy", names_policy, known)
-    if keys and server.get("embeddings") is True:
+    if (keys or tenants) and server.get("embeddings") is True:
         yield (
             ("server", "embeddings"),
             "is for a server without keys: set it in the [[keys]] that may, and not here",

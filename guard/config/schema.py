@@ -23,6 +23,7 @@ from guard.config.pattern_checks import model_path
 from guard.config.policy_schema import Names, PolicyConfig
 from guard.config.proxy_schema import ProxyConfig, UpstreamConfig
 from guard.config.section import Name, Section
+from guard.config.tenants_schema import OidcConfig, TenantsConfig
 from guard.config.toml_lines import key_lines, line_of
 from guard.errors import ConfigError, UnknownPolicy
 from guard.verdict import VerdictDetail
@@ -68,6 +69,7 @@ class ServerConfig(Section):
     embeddings: bool = False
     verdict: VerdictDetail = "full"
     audit_log: FilePath | None = None
+    traces: bool = False
     admin_hash: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     request_timeout_s: float = Field(default=300.0, gt=0)
     cors_origins: Annotated[tuple[Origin, ...], Field(strict=False)] = ()
@@ -186,6 +188,8 @@ class Config(Section):
     patterns: Annotated[tuple[PatternsConfig, ...], Field(strict=False)] = ()
     policies: dict[Name, PolicyConfig] = {}
     keys: Annotated[tuple[KeyConfig, ...], Field(strict=False)] = ()
+    tenants: TenantsConfig = TenantsConfig()
+    oidc: OidcConfig = OidcConfig()
     erasures: ErasuresConfig = ErasuresConfig()
     proxy: ProxyConfig = ProxyConfig()
     upstreams: Annotated[tuple[UpstreamConfig, ...], Field(strict=False)] = ()
@@ -329,8 +333,16 @@ def _absolute(config: Config, folder: Path) -> Config:
     erasures = config.erasures
     if erasures.folder is not None:
         erasures = erasures.model_copy(update={"folder": folder / erasures.folder})
-    update = {"guards": guards, "patterns": patterns, "models": models, "server": server}
-    update |= {"erasures": erasures}
+    update: dict[str, Any] = {
+        "guards": guards,
+        "patterns": patterns,
+        "models": models,
+        "server": server,
+    }
+    update["erasures"] = erasures
+    tenants = config.tenants
+    if tenants.database is not None and "://" not in tenants.database:
+        update["tenants"] = tenants.model_copy(update={"database": str(folder / tenants.database)})
     return config.model_copy(update=update)
 
 

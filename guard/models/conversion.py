@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from steering.engines.transformers.loading.gguf import Unpacked
 
 EMOJI_WEIGHTS = shipped("examples/emoji/weights")
+EMOJI_TOKENS_WEIGHTS = shipped("examples/emoji/tokens/weights")
 EMOJI_JUDGE = shipped("examples/emoji/judge-first.onnx")
 PORTRAITS_WEIGHTS = shipped("examples/portraits/weights")
 
@@ -110,6 +111,27 @@ def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) ->
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), "utf-8")
     for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
         shutil.copy(minilm / name, tokenizer / name)
+
+
+def assemble_emoji_tokens(
+    _folder: Path,
+    target: Path,
+    weights: Path = EMOJI_TOKENS_WEIGHTS,
+    emoji: Path = EMOJI_WEIGHTS,
+) -> None:
+    """Write the autoregressive emoji model to `target`, in float32: the trained `weights`, and the
+    autoencoder of the `emoji` pipeline."""
+    from safetensors.numpy import load_file, save_file
+
+    _require_weights(weights / "config.json", "emoji-tokens")
+    shutil.copytree(weights, target, dirs_exist_ok=True)
+    shutil.copytree(emoji / "vae", target / "image_decoder", dirs_exist_ok=True)
+    for path in target.rglob("*.safetensors"):
+        tensors = {name: tensor.astype("float32") for name, tensor in load_file(path).items()}
+        save_file(tensors, path, {"format": "pt"})
+    description = json.loads((target / "config.json").read_text("utf-8"))
+    description["dtype"] = "float32"
+    (target / "config.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
 
 
 def convert_e5(folder: Path, target: Path, *, file: str, name: str) -> None:

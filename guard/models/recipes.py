@@ -13,9 +13,11 @@ from pathlib import Path
 
 from guard.models.conversion import (
     EMOJI_JUDGE,
+    EMOJI_TOKENS_WEIGHTS,
     EMOJI_WEIGHTS,
     PORTRAITS_WEIGHTS,
     assemble_emoji,
+    assemble_emoji_tokens,
     assemble_portraits,
     convert_e5,
     convert_efficientnet,
@@ -184,6 +186,15 @@ _RECIPES = (
         convert=assemble_emoji,
         weights=EMOJI_WEIGHTS,
         judge=EMOJI_JUDGE,
+    ),
+    Recipe(
+        name="emoji-tokens",
+        wheels={},
+        files={},
+        description="text to 64-pixel scenes of emoji, token by token: 1 million parameters",
+        licence="Apache-2.0; drawn from Noto (Apache-2.0) and Twemoji (CC-BY-4.0) images",
+        convert=assemble_emoji_tokens,
+        weights=EMOJI_TOKENS_WEIGHTS,
     ),
     Recipe(
         name="minilm",

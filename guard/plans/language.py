@@ -80,6 +80,16 @@ class LanguagePlan(Plan[Reading]):
     def done(self, guard: LoadedGuard, reading: Reading) -> Done:
         return "say" if reading.stuck else super().done(guard, reading)
 
+    def without_sentences(self) -> LanguagePlan:
+        """The plan for a model whose answers have no sentences to go back to: broken where it asks
+        for that."""
+        if self.rewinds == "always":
+            return self.failed(
+                "the model writes images, which cannot go back to the end of a sentence: leave "
+                "`rewind` out of the policy"
+            )
+        return replace(self, rewinds="never")
+
     def outside(self, where: str) -> LanguagePlan:
         """The plan for `where`, which does not run the batching engine: broken where it asks for
         what that alone does."""

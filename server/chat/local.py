@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from guard.config.schema import Config, KeyConfig, ModelConfig, load_config
+from guard.config.tenants_schema import TenantsConfig
 from guard.errors import ConfigError, GuardError
 from guard.models.sources import resolve_source
 from server.chat.client import ChatClient
@@ -68,7 +69,9 @@ def local_server(config: Config) -> Iterator[ChatClient]:
     digest = hashlib.sha256(key.encode()).hexdigest()
     own = KeyConfig(hash=f"sha256:{digest}", tenant="chat", policies=config.policy_names)
     server = config.server.model_copy(update={"audit_log": None, "admin_hash": None})
-    config = config.model_copy(update={"keys": (own,), "server": server})
+    config = config.model_copy(
+        update={"keys": (own,), "server": server, "tenants": TenantsConfig()}
+    )
     listener = bind("127.0.0.1", 0)
     ready, stop = threading.Event(), threading.Event()
     failures: list[BaseException] = []

@@ -11,11 +11,11 @@ from typing import Any, Generic, TypeVar, cast
 from fastapi import Request
 from starlette.responses import Response
 
-from guard.config.keys import KeyRing
-from guard.config.schema import Config, KeyConfig
+from guard.config.schema import Config
 from guard.errors import RequestError, UnknownModel
+from guard.tenants.keys import KeyRing, Principal
 from guard.verdict import gravest
-from server.auth import authenticate, choose_policy
+from server.auth import admit, authenticate, choose_policy
 from server.errors import InvalidParameter, RequestTimeout, WrongEndpoint
 from server.observe.exchange import exchange_of
 from server.observe.metrics import Metrics
@@ -61,7 +61,7 @@ class Admission(Generic[R, S]):
     body: R
     service: S
     policy: str
-    key: KeyConfig | None
+    key: Principal | None
     request_id: str
     deadline: float
     record_id: str = ""
@@ -83,16 +83,22 @@ class Gateway:
     services: Mapping[str, Service]
     keys: KeyRing | None
     metrics: Metrics
+    current: Callable[[], Config]
+    """The configuration with the guards that were added since the start."""
     decoding: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(DECODED_AT_ONCE), repr=False, compare=False
     )
     """Held while uploaded images are decoded."""
 
-    def authenticate(self, request: Request) -> KeyConfig | None:
+    def authenticate(self, request: Request) -> Principal | None:
         """See `authenticate`."""
         key = authenticate(self.keys, request.headers)
-        exchange_of(request).identify(self.config, key)
+        exchange_of(request).identify(self.config, self.keys, key)
         return key
+
+    def count(self, request: Request, key: Principal | None) -> None:
+        """See `admit` of `server.auth`."""
+        admit(self.keys, key, exchange_of(request))
 
     def service(self, model: str) -> Service:
         """The service of `model`. Raises UnknownModel."""
@@ -122,6 +128,13 @@ class Gateway:
             raise _wrong_endpoint(service.info, "generates no images")
         return cast(ImageService, service)
 
+    def editing_service(self, model: str) -> ImageService:
+        """The service of an image model that edits images. Raises as `image_service`."""
+        service = self.image_service(model)
+        if "image_edits" not in service.info.capabilities:
+            raise _wrong_endpoint(service.info, "edits no images")
+        return service
+
     async def admit(
         self,
         request: Request,
@@ -138,8 +151,7 @@ class Gateway:
         deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
         key = self.authenticate(request)
         exchange = exchange_of(request)
-        if self.keys is not None and key is not None and not exchange.counted:
-            self.keys.take(key)
+        admit(self.keys, key, exchange)
         timer = asyncio.timeout_at(deadline)
         try:
             async with timer:
@@ -149,7 +161,7 @@ class Gateway:
         body = await _parsed(schema, raw)
         service = service_of(body.model)
         named = body.guard.policy if body.guard else None
-        policy = choose_policy(self.config, key, body.model, request.headers, named)
+        policy = choose_policy(self.current(), key, body.model, request.headers, named)
         exchange.apply(self.config, policy)
         return Admission(
             body=body,
@@ -243,8 +255,15 @@ class Gateway:
         include_usage: bool = False,
     ) -> Response:
         """Run `job` and return its rows in the format of `reply`, as a stream or as one body."""
-        count = partial(self._count, job.service.info.name)
         exchange = exchange_of(request)
+        # the prompts are read, also where the client hangs up
+        prompts = job.prompt_tokens
+        exchange.spend(prompts)
+
+        def count(usage: Usage) -> None:
+            self.metrics.count_tokens(job.service.info.name, usage.prompt, usage.completion)
+            exchange.spend(usage.prompt + usage.completion - prompts)
+
         if stream:
             return EventStream(job, reply, exchange, include_usage=include_usage, on_usage=count)
         rows = await until_disconnect(request.receive, collect(job))
@@ -252,9 +271,6 @@ class Gateway:
         count(usage)
         exchange.outcome = gravest(row.finished.verdict.outcome for row in rows)
         return JSONReply(reply.whole(rows, usage))
-
-    def _count(self, model: str, usage: Usage) -> None:
-        self.metrics.count_tokens(model, usage.prompt, usage.completion)
 
 
 _ENDPOINTS: Mapping[Capability, str] = {

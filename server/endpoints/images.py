@@ -56,7 +56,7 @@ def images_router(gateway: Gateway) -> APIRouter:
     async def edit_image(request: Request) -> Response:
         """Generate images from a prompt and an image, from a form or from JSON."""
         admission = await gateway.admit(
-            request, EditRequest, gateway.image_service, partial(read_object_or_form, EditRequest)
+            request, EditRequest, gateway.editing_service, partial(read_object_or_form, EditRequest)
         )
         requests = _requests(gateway, admission)
         body, info = admission.body, admission.service.info
@@ -116,6 +116,8 @@ def _requests(gateway: Gateway, admission: Admission[Any, ImageService]) -> list
             f"The model {info.name!r} generates images of {info.size}, not of {body.size}.",
             param="size",
         )
+    if not info.denoises:
+        _require_no_denoising(body, info)
     steps = body.num_inference_steps or info.steps
     if steps > info.max_steps:
         raise InvalidParameter(
@@ -151,6 +153,17 @@ def _requests(gateway: Gateway, admission: Admission[Any, ImageService]) -> list
         )
         for index in range(body.n)
     ]
+
+
+def _require_no_denoising(body: ImageRequest, info: ImageModelInfo) -> None:
+    """Refuse settings of denoising for a model that writes its images token by token."""
+    for name in ("num_inference_steps", "guidance_scale", "negative_prompt"):
+        if getattr(body, name) not in (None, ""):
+            raise UnsupportedParameter(
+                f"The model {info.name!r} writes its images token by token, without {name!r}; "
+                "leave it out.",
+                param=name,
+            )
 
 
 def _debug(gateway: Gateway, admission: Admission[ImageRequest, ImageService]) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from guard.config.checks import NO_POLICY
-from guard.config.schema import Config
 from server.auth import allowed_policies, default_policy
 from server.endpoints.gateway import Gateway
 from server.openapi.operation import JSON, LISTING, Operation
@@ -37,11 +35,8 @@ def _model(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def listings_router(gateway: Gateway, current: Callable[[], Config]) -> APIRouter:
-    """The routes that list models and policies; a server with keys requires one.
-
-    `current` is the configuration with the guards that were added since the start.
-    """
+def listings_router(gateway: Gateway) -> APIRouter:
+    """The routes that list models and policies; a server with keys requires one."""
     router = APIRouter()
 
     @router.get("/v1/models", openapi_extra=_MODELS.as_extra())
@@ -61,7 +56,7 @@ def listings_router(gateway: Gateway, current: Callable[[], Config]) -> APIRoute
     async def list_policies(request: Request) -> Response:
         """The policies that the caller may name, and the default of each model."""
         key = gateway.authenticate(request)
-        config = gateway.config
+        config = gateway.current()
         models: list[str | None] = [None, *gateway.services]
         allowed = {name for model in models for name in allowed_policies(config, key, model)}
         return JSONReply(
@@ -76,7 +71,7 @@ def listings_router(gateway: Gateway, current: Callable[[], Config]) -> APIRoute
         )
 
     def _policy(name: str) -> dict[str, Any]:
-        config = current()
+        config = gateway.current()
         policy = config.policy(name)
         shadow = [guard.name for guard in config.guards_of(name) if guard.shadow]
         return {

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from guard.config.keys import KeyRing
-from guard.config.schema import Config, KeyConfig
+from guard.config.schema import Config
 from guard.plans.language import LanguagePlans
-from server.auth import authenticate
+from guard.tenants.keys import KeyRing
+from server.auth import ADMINS, authenticate
 from server.openapi.operation import JSON, LISTING, Operation
 from server.services.interface import Service
 from server.services.text import BatchedTextService
@@ -24,16 +24,15 @@ _OPERATION = Operation(answers={JSON: ReloadedLists}, errors=LISTING | {503}, ad
 def lists_router(
     services: Mapping[str, Service],
     config: Callable[[], Config],
-    admin: str,
+    admins: KeyRing,
     changing: asyncio.Lock,
     reloaded: Callable[[], None] = lambda: None,
 ) -> APIRouter:
-    """The route, for the administrator's key, whose hash is `admin`. `config` gives the
+    """The route, for the keys of administrators, which are in `admins`. `config` gives the
     configuration that requests are admitted under; `changing` is held by whoever changes their
     plans, of which an earlier one must not overwrite a later one; `reloaded` is called behind each
     reload."""
     router = APIRouter(prefix="/guard/v1/lists")
-    ring = KeyRing([KeyConfig(hash=admin, tenant="admin")])
     languages = {
         name: service
         for name, service in services.items()
@@ -48,7 +47,7 @@ def lists_router(
     @router.post("/reload", openapi_extra=_OPERATION.as_extra())
     async def reload_lists(request: Request) -> Response:
         """Read the suppression lists again; how many names each has now, by model."""
-        authenticate(ring, request.headers)
+        authenticate(admins, request.headers, ADMINS)
         async with changing:
             found = {
                 name: dict(await asyncio.to_thread(reload, name, service))

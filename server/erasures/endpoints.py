@@ -1,4 +1,4 @@
-"""`/guard/v1/erasures`, for the administrator's key, whose hash is `server.admin_hash`."""
+"""`/guard/v1/erasures`, for administrators; auditors may read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from guard.certificate import Certificate
-from guard.config.keys import KeyRing
-from guard.config.schema import Config, KeyConfig
-from server.auth import authenticate
+from guard.config.schema import Config
+from guard.tenants.keys import KeyRing
+from server.auth import ADMINS, READERS, authenticate
 from server.erasures.bodies import asked_in, erasure_object
 from server.erasures.events import ProgressStream
 from server.erasures.page import as_page
@@ -58,17 +58,15 @@ _CERTIFICATE = Operation(
 _NOTHING_LOADED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
-    """The routes of erasures."""
-    assert config.server.admin_hash is not None
+def erasures_router(config: Config, erasures: Erasures, admins: KeyRing) -> APIRouter:
+    """The routes of erasures, for keys in `admins`."""
     router = APIRouter(prefix="/guard/v1/erasures")
-    ring = KeyRing([KeyConfig(hash=config.server.admin_hash, tenant="admin")])
     limits = config.server
 
     @router.post("", openapi_extra=_CREATE.as_extra())
     async def create_erasure(request: Request) -> Response:
         """Ask for an erasure, which is fitted in the background."""
-        authenticate(ring, request.headers)
+        authenticate(admins, request.headers, ADMINS)
         raw = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
         body = parse_request(ErasureRequest, raw)
         asked = asked_in(body, config, erasures)
@@ -78,7 +76,7 @@ def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
     @router.get("", openapi_extra=_LIST.as_extra())
     async def list_erasures(request: Request) -> Response:
         """The newest first; `after` is the id of the last one of the page before."""
-        authenticate(ring, request.headers)
+        authenticate(admins, request.headers, READERS)
         limit = _limit(request.query_params.get("limit"))
         records = erasures.newest()
         if after := request.query_params.get("after"):
@@ -96,19 +94,19 @@ def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
     @router.get("/{erasure}", openapi_extra=_READ.as_extra())
     async def retrieve_erasure(request: Request, erasure: str) -> Response:
         """One erasure."""
-        authenticate(ring, request.headers)
+        authenticate(admins, request.headers, READERS)
         return JSONReply(erasure_object(erasures.get(erasure), erasures))
 
     @router.get("/{erasure}/events", openapi_extra=_PROGRESS.as_extra())
     async def stream_progress(request: Request, erasure: str) -> Response:
         """Events of an erasure, until it is in a final state."""
-        authenticate(ring, request.headers)
+        authenticate(admins, request.headers, READERS)
         return ProgressStream(erasures, erasures.get(erasure).id)
 
     @router.post("/{erasure}/state", openapi_extra=_MOVE.as_extra())
     async def change_state(request: Request, erasure: str) -> Response:
         """Move an erasure between shadow and in force."""
-        authenticate(ring, request.headers)
+        authenticate(admins, request.headers, ADMINS)
         raw = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
         body = parse_request(StateRequest, raw)
         # to its end, also where the client hangs up
@@ -118,7 +116,7 @@ def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
     @router.delete("/{erasure}", openapi_extra=_CHANGE.as_extra())
     async def withdraw_erasure(request: Request, erasure: str) -> Response:
         """Take the guards of an erasure out of all policies, or end its fit."""
-        authenticate(ring, request.headers)
+        authenticate(admins, request.headers, ADMINS)
         record = await asyncio.shield(erasures.withdraw(erasure))
         return JSONReply(erasure_object(record, erasures))
 
@@ -128,7 +126,7 @@ def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
 
         JSON, or a page where `format=html` or the header Accept asks for one.
         """
-        authenticate(ring, request.headers)
+        authenticate(admins, request.headers, READERS)
         wanted = request.query_params.get("format")
         if wanted not in {None, "json", "html"}:
             raise InvalidParameter("'format' is 'json' or 'html'.", param="format")

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -41,12 +40,15 @@ def url_of(listener: socket.socket) -> str:
     return f"http://{f'[{address}]' if ':' in address else address}:{port}"
 
 
-def warn_if_open(listener: socket.socket, keys: Sequence[object]) -> None:
+def warn_if_open(listener: socket.socket, config: Config) -> None:
     """Warn on stderr where a server without keys listens beyond this machine."""
     address = listener.getsockname()[0]
-    if not keys and not (address.startswith("127.") or address == "::1"):
+    is_open = not config.keys and not config.tenants.is_configured
+    if is_open and not (address.startswith("127.") or address == "::1"):
         url = url_of(listener)
-        typer.echo(f"warning: no [[keys]]: anybody who reaches {url} can use it", err=True)
+        typer.echo(
+            f"warning: no [[keys]] and no [tenants]: anybody who reaches {url} can use it", err=True
+        )
 
 
 def warn_if_unguarded(config: Config) -> None:

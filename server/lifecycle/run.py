@@ -5,17 +5,19 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 
 import uvicorn
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.errors import GuardError
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
+from guard.tenants.directory import open_directory
+from guard.tenants.keys import key_ring
 from server.app import close_services, create_app
 from server.erasures.service import Erasures
 from server.erasures.store import Store
@@ -24,6 +26,7 @@ from server.lifecycle.graceful import GRACE_S, GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
+from server.observe.tracing import tracing_of
 from server.screening.middleware import Screens
 from server.screening.texts.screener import Screener
 from server.services.build import build_services
@@ -47,8 +50,12 @@ def run_server(
     """
     metrics = Metrics(config)
     path = config.server.audit_log
-    with AuditLog(path) if path else nullcontext() as audit:
-        recorder = Recorder(metrics.verdicts, audit)
+    with (
+        AuditLog(path) if path else nullcontext() as audit,
+        open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
+        closing(tracing_of(config.server.traces)) as tracing,
+    ):
+        recorder = Recorder(metrics.verdicts, audit, tracing)
         screens = _screens(config, recorder)
         services = build_services(config, recorder)
         try:
@@ -56,10 +63,16 @@ def run_server(
         except BaseException:
             close_services(services)
             raise
-        keys = KeyRing(config.keys) if config.keys else None
         settings = uvicorn.Config(
             create_app(
-                config, services, keys=keys, metrics=metrics, screens=screens, erasures=erasures
+                config,
+                services,
+                keys=key_ring(config, directory),
+                metrics=metrics,
+                screens=screens,
+                erasures=erasures,
+                directory=directory,
+                tracing=tracing,
             ),
             log_level="warning",
             access_log=False,

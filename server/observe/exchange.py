@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from guard.config.schema import Config, KeyConfig
+from guard.config.schema import Config
+from guard.tenants.keys import KeyRing, Principal
+from guard.tenants.meters import Lease
 from guard.verdict import Outcome, Verdict, VerdictDetail, shown
 from server.error_shapes import OPENAI, ErrorShape, shape_of
+from server.observe.rate_limits import limit_headers
+from server.observe.tracing import Trace
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 SCOPE_KEY = "guard.exchange"
@@ -31,20 +35,23 @@ DELEGATED = "guard.delegated"
 class Exchange:
     """The state of one HTTP request; `policy` and `outcome` are set once they are known.
 
-    `counted`: the request was counted against the rate limit of its key. `record_id`: the id under
-    which the recorder holds the verdicts of its rows while screens read the answer, else "".
+    `lease`: the request was counted against the limits of its key. `record_id`: the id under which
+    the recorder holds the verdicts of its rows while screens read the answer, else "".
     `error_shape` is that of the API that was called, `detail` how much of the verdict the client is
-    told, and `message` what its policy says in place of a blocked answer.
+    told, `message` what its policy says in place of a blocked answer, and `trace` has its spans.
     """
 
     request_id: str
     policy: str | None = None
     outcome: Outcome | None = None
-    counted: bool = False
+    lease: Lease | None = None
     record_id: str = ""
     error_shape: ErrorShape = OPENAI
     detail: VerdictDetail = "full"
     message: str | None = None
+    trace: Trace = field(default_factory=Trace)
+    _keys: KeyRing | None = None
+    _key: Principal | None = None
 
     @classmethod
     def of(cls, scope: Scope) -> Exchange:
@@ -55,10 +62,21 @@ class Exchange:
             error_shape=shape_of(scope["path"], headers),
         )
 
-    def identify(self, config: Config, key: KeyConfig | None) -> None:
-        """The client is known by its key, None on a server without keys."""
+    def identify(self, config: Config, keys: KeyRing | None, key: Principal | None) -> None:
+        """The client is known by its key, one of `keys`; None on a server without keys."""
         own = key.verdict if key is not None else None
         self.detail = own or config.server.verdict
+        self._keys, self._key = keys, key
+
+    def spend(self, tokens: int) -> None:
+        """Count tokens against the limits of the key."""
+        if self.lease is not None:
+            self.lease.spend(tokens)
+
+    def end(self) -> None:
+        """Nothing more of the response leaves."""
+        if self.lease is not None:
+            self.lease.close()
 
     def apply(self, config: Config, policy: str) -> None:
         """The policy is known. Raises UnknownPolicy."""
@@ -70,9 +88,12 @@ class Exchange:
         return {"guard": guard} if guard is not None else {}
 
     def headers(self) -> dict[str, str]:
-        """`X-Request-Id` always, `X-Guard-Policy` and `X-Guard-Verdict` where they are known and
-        the client is told of them."""
+        """`X-Request-Id` always, what is left of the key's limits where it has any,
+        `X-Guard-Policy` and `X-Guard-Verdict` where they are known and the client is told of
+        them."""
         headers = {"X-Request-Id": self.request_id}
+        if self._keys is not None and self._key is not None and self._key.meters:
+            headers |= limit_headers(self.error_shape, *self._keys.rate_limits(self._key))
         if self.detail == "none":
             return headers
         if self.policy is not None:

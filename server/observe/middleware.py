@@ -1,4 +1,4 @@
-"""The outermost middleware: request id, `X-` headers, HTTP metrics, and unforeseen errors."""
+"""The outermost middleware: request id, `X-` headers, metrics, traces, and unforeseen errors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import ClientGone, error_response, internal_error
 from server.observe.exchange import SCOPE_KEY, Exchange
 from server.observe.metrics import Metrics
+from server.observe.tracing import OFF, Tracing
 
 logger = logging.getLogger(__name__)
 
 
 class ExchangeMiddleware:
-    """Puts an `Exchange` into the scope of each request and counts it in the metrics."""
+    """Puts an `Exchange` into the scope of each request, counts it in the metrics and traces it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing = OFF) -> None:
         self.app = app
-        self.metrics = metrics
+        self.metrics, self.tracing = metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -29,6 +30,7 @@ class ExchangeMiddleware:
             return
         exchange = Exchange.of(scope)
         scope[SCOPE_KEY] = exchange
+        exchange.trace = self.tracing.begin(scope, exchange.request_id)
         start = time.perf_counter()
         status: int | None = None
 
@@ -48,9 +50,10 @@ class ExchangeMiddleware:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             await error_response(internal_error(), exchange)(scope, receive, send_with_headers)
         finally:
+            exchange.end()
             # No response at all means that the client has disconnected.
-            self.metrics.observe_request(
-                path=getattr(scope.get("route"), "path", "unknown"),
-                status=ClientGone.status if status is None else status,
-                seconds=time.perf_counter() - start,
-            )
+            ended = ClientGone.status if status is None else status
+            path = getattr(scope.get("route"), "path", "unknown")
+            seconds = time.perf_counter() - start
+            self.metrics.observe_request(path=path, status=ended, seconds=seconds)
+            exchange.trace.end(ended, path, exchange.policy, exchange.outcome)

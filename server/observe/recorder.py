@@ -1,4 +1,4 @@
-"""Verdicts into the audit log and the metrics, both from the same object."""
+"""Verdicts into the audit log, the metrics and the traces, all from the same object."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from guard.audit import AuditLog
 from guard.verdict import Verdict
 from server.observe.metrics import VerdictMetrics
+from server.observe.tracing import OFF, Tracing
 from server.services.interface import AnyRequest
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,10 @@ class _Deferred:
 class Recorder:
     """The `record` callable of the services. All methods may be called from any thread."""
 
-    def __init__(self, metrics: VerdictMetrics, audit: AuditLog | None) -> None:
-        self.metrics = metrics
+    def __init__(
+        self, metrics: VerdictMetrics, audit: AuditLog | None, tracing: Tracing = OFF
+    ) -> None:
+        self.metrics, self.tracing = metrics, tracing
         self.watch: Callable[[Verdict], None] = lambda verdict: None
         """Called with each verdict that is recorded."""
         self.audit = audit
@@ -96,6 +99,7 @@ class Recorder:
     def record(self, verdict: Verdict, tenant: str) -> None:
         """Count the verdict of a finished request and append it to the audit log."""
         self.metrics.count(verdict)
+        self.tracing.verdict(verdict)
         self.watch(verdict)
         if self.audit is None:
             return

@@ -31,7 +31,7 @@ STATUSES: Mapping[int, str] = {
     403: "The API key may not ask for this.",
     404: "There is no such thing, or the model is not for this URL.",
     408: "The request came too slowly.",
-    409: "The state of the erasure does not allow this.",
+    409: "What is there already does not allow this.",
     413: "The body is too long, or has too many values.",
     415: "The body is of a media type or an encoding that this URL does not take.",
     429: "The limit of the key, or of the queue, is reached.",

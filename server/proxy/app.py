@@ -11,10 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from guard.config.keys import KeyRing
-from guard.config.schema import KeyConfig
 from guard.errors import GuardError
-from server.auth import allowed_policies, authenticate, default_policy
+from guard.tenants.keys import KeyRing, Principal
+from server.auth import admit, allowed_policies, authenticate, default_policy
 from server.errors import internal_error
 from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.metrics import Metrics
@@ -89,13 +88,17 @@ class ProxyApp:
         exchange = exchange_of(request)
         if request.headers.get("upgrade", "").lower() == "websocket":
             raise UnsupportedUpgrade("No websockets here: nothing reads them. Use HTTP.")
+        administration = self.context.administration
+        if administration is not None and administration.answers(scope["path"]):
+            await administration(scope, receive, send)
+            return
         key = authenticate(self.keys, request.headers)
-        exchange.identify(self.context.config, key)
+        exchange.identify(self.context.config, self.keys, key)
         if scope["path"] == POLICIES:
             await self._policies(key)(scope, receive, send)
             return
-        if self.keys is not None and key is not None and scope["method"] not in SAFE_METHODS:
-            self.keys.take(key)
+        if scope["method"] not in SAFE_METHODS:
+            admit(self.keys, key, exchange)
         proxied = (
             ProxiedRequest(self.context, request, route, exchange, key)
             if server is None
@@ -129,7 +132,7 @@ class ProxyApp:
     def _metrics(self) -> Response:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    def _policies(self, key: KeyConfig | None) -> Response:
+    def _policies(self, key: Principal | None) -> Response:
         config = self.context.config
         data = []
         for name in allowed_policies(config, key):

@@ -50,7 +50,7 @@ def proxy(
     if upstream:
         settings = settings.model_copy(update={"upstreams": _upstream_configs(upstream, key_env)})
     listener = bind(host or settings.server.host, settings.server.port if port is None else port)
-    warn_if_open(listener, settings.keys)
+    warn_if_open(listener, settings)
     warn_if_unguarded(settings)
 
     # imported here, so that --help and the checks above do not wait for it

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from guard.config.schema import KeyConfig
 from guard.errors import ContentBlocked, GuardError
 from guard.plans.screens import ImageScreen, TextPlan, TextScreen
+from guard.tenants.keys import Principal
 from server.auth import choose_policy
 from server.errors import ClientGone, InvalidJSON, error_fields, verdict_of
 from server.observe.exchange import UPSTREAM, Exchange
@@ -80,7 +80,7 @@ class McpRequest(ProxiedRequest):
         context: ProxyContext,
         request: Request,
         exchange: Exchange,
-        key: KeyConfig | None,
+        key: Principal | None,
         name: str,
     ) -> None:
         super().__init__(context, request, _ROUTE, exchange, key)

@@ -6,15 +6,16 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from guard.config.schema import Config, KeyConfig
+from guard.config.schema import Config
 from guard.errors import ContentBlocked
 from guard.plans.screens import TextPlan, TextPlans
+from guard.tenants.keys import Principal
 from guard.verdict import Outcome, Verdict, gravest
 from server.auth import choose_policy
 from server.edge.keep_alive import kept_alive
@@ -22,6 +23,7 @@ from server.edge.paths import KnownPaths
 from server.errors import ClientGone, InvalidParameter, MethodNotAllowed, UnknownRoute
 from server.observe.exchange import CLIENT, DELEGATED, MODEL, Exchange
 from server.proxy.forwarding.forward import SAFE_METHODS, Forwarder
+from server.proxy.token_usage import metered
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent, UnscreenedRoute
 from server.screening.exchange import ScreenedExchange
@@ -34,6 +36,9 @@ from server.wire.body import RequestBody, hand_over, media_type, receive_json
 from server.wire.forms import is_form, receive_form
 from server.wire.replies import JSONReply
 from server.wire.schemas.images import EditRequest
+
+if TYPE_CHECKING:
+    from server.tenants.app import AdministrationApp
 
 Record = Callable[[Verdict, str], None]
 """Takes the verdict of a request, and its tenant."""
@@ -52,13 +57,21 @@ class ProxyContext:
     screener: Screener
     forwarder: Forwarder
     record: Record
+    administration: AdministrationApp | None = None
+    """Answers the paths about tenants, where there is a database of them."""
 
     @cached_property
     def paths(self) -> KnownPaths:
         """The paths that the proxy answers, and those whose requests it can read."""
         own = [(path, ("GET",)) for path in PROBES] + [(MODERATIONS, ("POST",))]
         servers = [(path, ("POST", "GET", "DELETE")) for path in self.forwarder.upstreams.mcp]
-        return KnownPaths([*TEMPLATES, *own, *servers])
+        tenants = self.administration.templates if self.administration is not None else ()
+        return KnownPaths([*TEMPLATES, *own, *servers, *tenants])
+
+    @cached_property
+    def upstream(self) -> ASGIApp:
+        """Sends requests on, and counts the tokens of their answers."""
+        return metered(self.forwarder)
 
     @cached_property
     def screening(self) -> ScreeningContext:
@@ -66,7 +79,7 @@ class ProxyContext:
         # what screens hold back is silence too: the comments in it come from behind the screens,
         # a little before those of the edge would
         return ScreeningContext(
-            kept_alive(self.forwarder, 0.8 * self.config.server.keep_alive_s),
+            kept_alive(self.upstream, 0.8 * self.config.server.keep_alive_s),
             self.screener,
             self.config.proxy.max_response_bytes,
             self.config.server.request_timeout_s,
@@ -83,7 +96,7 @@ class ProxiedRequest:
         request: Request,
         route: Route | None,
         exchange: Exchange,
-        key: KeyConfig | None,
+        key: Principal | None,
     ) -> None:
         self.context, self.request, self.route = context, request, route
         self.exchange, self.key = exchange, key
@@ -274,7 +287,7 @@ class ProxiedRequest:
                 body = body.rewritten()
             scope = dict(scope)
             receive = hand_over(body, scope, receive)
-        await self.context.forwarder(scope, receive, send)
+        await self.context.upstream(scope, receive, send)
 
     def _adapt(self, body: RequestBody, plan: TextPlan) -> bool:
         """Remove the `guard` object from a JSON body, and set the policy for the upstream's plugin;

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
+from guard.tenants.directory import Directory, open_directory
+from guard.tenants.keys import key_ring
 from server.edge.http_edge import edged
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
@@ -21,12 +24,16 @@ from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
+from server.observe.tracing import tracing_of
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
 from server.proxy.forwarding.upstreams import Upstreams
 from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
 from server.screening.texts.screener import Screener
+
+if TYPE_CHECKING:
+    from server.tenants.app import AdministrationApp
 
 
 def run_proxy(
@@ -47,19 +54,24 @@ def run_proxy(
     upstreams = Upstreams(config.upstreams)
     metrics = Metrics(config)
     path = config.server.audit_log
-    with AuditLog(path) if path else nullcontext() as audit:
+    with (
+        AuditLog(path) if path else nullcontext() as audit,
+        open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
+        closing(tracing_of(config.server.traces)) as tracing,
+    ):
         context = ProxyContext(
             config,
             plans,
             Screener(plans.cascade, plans.images),
             Forwarder(upstreams, config.proxy),
-            Recorder(metrics.verdicts, audit).record,
+            Recorder(metrics.verdicts, audit, tracing).record,
+            _administration(config, directory),
         )
-        app = ProxyApp(context, KeyRing(config.keys) if config.keys else None, metrics)
+        app = ProxyApp(context, key_ring(config, directory), metrics)
         register_upstream_metrics(upstreams, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
-                edged(ExchangeMiddleware(app, metrics), context.paths, config.server),
+                edged(ExchangeMiddleware(app, metrics, tracing), context.paths, config.server),
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -75,6 +87,15 @@ def run_proxy(
         )
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+
+
+def _administration(config: Config, directory: Directory | None) -> AdministrationApp | None:
+    if directory is None:
+        return None
+    # imported here: it needs what only the extra `tenants` has
+    from server.tenants.app import administration_app
+
+    return administration_app(config, directory)
 
 
 def _of_proxy(config: Config) -> Config:

@@ -102,6 +102,12 @@ class ScreenedExchange:
         self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None = None
     ) -> Sequence[Sequence[ScreenedText]]:
         """`Screener.read`; where a model fails and the policy is open, what is read without it."""
+        with self.exchange.trace.stage("screens of text"):
+            return await self._read(texts, screens, tail)
+
+    async def _read(
+        self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None
+    ) -> Sequence[Sequence[ScreenedText]]:
         screener = self.context.screener
         try:
             return await screener.read(texts, screens, tail, self.caller)
@@ -123,7 +129,8 @@ class ScreenedExchange:
         if screener is None:
             return [ImageReading(fault="Nothing reads images here.")] * len(images)
         try:
-            return await screener.read(images, self.caller)
+            with self.exchange.trace.stage("screens of images"):
+                return await screener.read(images, self.caller)
         except GuardFailed as error:
             if self.plan.on_error == "closed":
                 raise

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.errors import GuardError
 from guard.plans.screens import TextPlans
+from guard.tenants.keys import KeyRing
 from guard.verdict import Verdict, gravest
-from server.auth import authenticate, choose_policy
+from server.auth import admit, authenticate, choose_policy
 from server.errors import error_response, verdict_of
 from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.recorder import Merge, Recorder
@@ -49,8 +50,10 @@ class ScreenMiddleware:
         config: Config,
         screens: Screens,
         keys: KeyRing | None,
+        current: Callable[[], Config],
     ) -> None:
-        self.app, self.config, self.keys = app, config, keys
+        """`current` gives the configuration with the guards that were added since the start."""
+        self.app, self.config, self.keys, self._current = app, config, keys, current
         self.plans, self.recorder = screens.plans, screens.recorder
         self._context = ScreeningContext(
             app,
@@ -86,7 +89,7 @@ class ScreenMiddleware:
             return
         key = authenticate(self.keys, request.headers)
         exchange = exchange_of(request)
-        exchange.identify(self.config, key)
+        exchange.identify(self.config, self.keys, key)
         limits = self.config.server
         limit, timeout_s = limits.max_body_bytes, limits.request_timeout_s
         if has_form:
@@ -96,13 +99,11 @@ class ScreenMiddleware:
         model = body.value.get("model")
         model = model if isinstance(model, str) else ""
         asked = _asked_policy(body.value)
-        plan = self.plans[choose_policy(self.config, key, model, request.headers, asked)]
+        plan = self.plans[choose_policy(self._current(), key, model, request.headers, asked)]
         if not plan.active:
             await self.app(scope, hand_over(body, scope, receive), send)
             return
-        if self.keys is not None and key is not None:
-            self.keys.take(key)
-            exchange.counted = True
+        admit(self.keys, key, exchange)
         exchange.apply(self.config, plan.policy)
         scope["route"] = NamedRoute(template)
         caller = caller_of(key, scope)

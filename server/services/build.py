@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from guard.config.schema import Config, ModelConfig
 from guard.errors import GuardError, ModelError
 from guard.models.chat import end_tokens
 from guard.models.kind_checks import source_of
+from guard.models.sources import resolve_source
 from guard.plans.language import LanguagePlans
 from guard.verdict import Verdict
 from server.services.adapters import AdapterService
@@ -21,6 +23,7 @@ from server.services.tools.template import ToolFormat, tool_format
 from steering.engines.transformers.adapters.seam import AdapterSeam
 from steering.engines.transformers.embeddings import StateEmbedder
 from steering.engines.transformers.engine import TransformersEngine
+from steering.engines.transformers.image_tokens import writes_images
 from steering.engines.transformers.layers import even_context
 from steering.engines.transformers.loading.models import load_language_model
 
@@ -76,6 +79,10 @@ def _start(config: Config, settings: ModelConfig, record: Record) -> Service:
         from server.vllm.build import vllm_service
 
         return vllm_service(config, settings, record)
+    if writes_images(Path(resolve_source(settings.source))):
+        from server.services.build_images import writing_service
+
+        return writing_service(config, settings, record)
     return _transformers_service(config, settings, record)
 
 

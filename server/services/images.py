@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.errors import GuardError, RequestError, UnknownPolicy
+from guard.errors import RequestError, UnknownPolicy
 from guard.plans.fallback import Fallback, Next
 from guard.plans.images import ImagePlan, ImagePlans
 from guard.verdict import Verdict
 from server.errors import EngineFailed, ImageBlocked
+from server.services.image_jobs import ImageBatchRow
 from server.services.interface import GeneratedImage, ImageModelInfo, ImageRowRequest, SourceImage
-from server.services.loop import BatchRow, EngineLoop, guard_failed
+from server.services.loop import EngineLoop, guard_failed
 from server.wire.embeddings import invalid
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.sampling.trajectories import (
@@ -35,10 +36,9 @@ from steering.images.textual_inversion import EmbeddingError
 Record = Callable[[ImageRowRequest, Verdict], None]
 
 
-class ImageRow(BatchRow):
-    """A request for one image on its way."""
+class ImageRow(ImageBatchRow):
+    """A request for one image, which is denoised."""
 
-    request: ImageRowRequest
     plan: ImagePlan
 
     def __init__(
@@ -48,12 +48,10 @@ class ImageRow(BatchRow):
         loop: asyncio.AbstractEventLoop,
         cancel: Callable[[ImageRow], None],
     ) -> None:
-        super().__init__(loop)
-        self.request, self.plan, self._cancel = request, plan, cancel
+        super().__init__(request, plan, loop, cancel)
         self.fallback = Fallback(plan, request.prompt)
         self.blocked = False
         self.initial: InitialState | None = None
-        self.pixels: NDArray[np.uint8] | None = None
         self.masks: Mapping[str, NDArray[np.uint8]] = {}
 
     @property
@@ -97,17 +95,6 @@ class ImageRow(BatchRow):
         if any(reading.fired and reading.position for reading in self.readings.values()):
             return "finds its concept in the image, and blocks it"
         return "could not refine the prompt, and blocks it" if self.plan.acts else "blocks it"
-
-    async def image(self) -> GeneratedImage:
-        event = await self.next_event()
-        if isinstance(event, GuardError):
-            raise event
-        assert isinstance(event, GeneratedImage)
-        return event
-
-    async def aclose(self) -> None:
-        if not self.ended:
-            self._cancel(self)
 
 
 class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):

@@ -249,16 +249,18 @@ class ImageModelInfo(ModelInfo):
     """`steps` and `guidance` are the defaults of a request.
 
     `distilled` models take the guidance scale as an input, hence have no use for a negative prompt.
+    `denoises` False: the model writes its images token by token, without steps and guidance.
     `embeddings` None means that requests cannot bring embeddings of their own.
     """
 
     width: int
     height: int
-    steps: int
-    guidance: float
-    max_steps: int
+    steps: int = 0
+    guidance: float = 0.0
+    max_steps: int = 0
     capabilities: tuple[Capability, ...] = ("images", "image_edits")
     distilled: bool = False
+    denoises: bool = True
     embeddings: EmbeddingLimits | None = None
 
     @property
@@ -267,9 +269,11 @@ class ImageModelInfo(ModelInfo):
         return f"{self.width}x{self.height}"
 
     def facts(self) -> Mapping[str, Any]:
+        facts = {**ModelInfo.facts(self), "size": self.size}
+        if not self.denoises:
+            return facts
         return {
-            **ModelInfo.facts(self),
-            "size": self.size,
+            **facts,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "max_steps": self.max_steps,

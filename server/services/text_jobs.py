@@ -41,6 +41,11 @@ class TextJob:
     calls_of: Callable[[], RowCalls] | None = None
     """Makes the reader of calls of one row; None where the request offers no tools."""
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts, each counted once."""
+        return sum(len(request.prompt) for request in self.requests[:: self.copies])
+
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[tuple[int, Event]]]:
         """Submit the rows; the context is an iterator of (row index, event) as they come.

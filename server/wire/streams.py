@@ -89,10 +89,17 @@ class EventStream(Response):
         self.started = False
         self.open_rows: set[int] = set()
         self.finished: dict[int, FinishedText] = {}
+        self._deltas = 0
+        self._is_counted = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientGone):
-            await until_disconnect(receive, self._stream(send))
+        try:
+            with suppress(ClientGone):
+                await until_disconnect(receive, self._stream(send))
+        finally:
+            if not self._is_counted:
+                # a stream that broke off has used tokens: at least one for each text that has left
+                self.exchange.spend(self._deltas)
 
     async def _stream(self, send: Send) -> None:
         try:
@@ -138,6 +145,7 @@ class EventStream(Response):
             self.open_rows.add(index)
             yield from (chunk | absent for chunk in self.reply.opening(index))
         if isinstance(event, TextDelta):
+            self._deltas += 1
             if event.text or event.tokens:
                 yield from (chunk | absent for chunk in self.reply.delta(index, event))
             return
@@ -149,6 +157,7 @@ class EventStream(Response):
         if len(self.finished) == len(self.job.requests):
             rows = [self.finished[i] for i in range(len(self.finished))]
             usage = Usage.of(rows, self.job.copies)
+            self._is_counted = True
             self.on_usage(usage)
             if self.include_usage:
                 yield from self.reply.usage(rows, usage)

@@ -18,14 +18,17 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
+from guard.tenants.directory import open_directory
+from guard.tenants.keys import key_ring
 from server.app import create_app
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
+from server.observe.tracing import OFF, Tracing
 from server.screening.middleware import Screens
 from server.screening.texts.screener import Screener
 from tests.server.fake_service import FakeService
@@ -102,6 +105,7 @@ def live_server(
     config: Config | None = None,
     audit: AuditLog | None = None,
     sees: bool = False,
+    tracing: Tracing = OFF,
 ) -> Iterator[LiveServer]:
     """A server with a FakeService; without `config`, under `raw` or the `settings`.
 
@@ -109,21 +113,23 @@ def live_server(
     """
     config = config or Config.model_validate(raw or settings())
     metrics = Metrics()
-    records = Records(Recorder(metrics.verdicts, audit), metrics)
+    records = Records(Recorder(metrics.verdicts, audit, tracing), metrics)
     service = FakeService(record=records)
     service.info = replace(service.info, sees=sees)
     services = {"fake": service}
-    keys = KeyRing(config.keys) if config.keys else None
     plans = TextPlans(config)
     screens = Screens(plans, Screener(plans.cascade, plans.images), records.recorder)
-    app = create_app(
-        *(config, services),
-        keys=keys,
-        metrics=metrics,
-        screens=screens if plans.active else None,
-    )
-    with serve_app(app, services, grace_s=grace_s) as (url, server):
-        yield LiveServer(url, service, server, records.verdicts)
+    with open_directory(config, noting(audit)) as directory:
+        app = create_app(
+            *(config, services),
+            keys=key_ring(config, directory),
+            metrics=metrics,
+            screens=screens if plans.active else None,
+            directory=directory,
+            tracing=tracing,
+        )
+        with serve_app(app, services, grace_s=grace_s) as (url, server):
+            yield LiveServer(url, service, server, records.verdicts)
 
 
 @contextmanager

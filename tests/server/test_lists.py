@@ -11,9 +11,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from guard.config.keys import hash_key
-from guard.config.schema import Config, load_config
+from guard.config.schema import Config, ServerConfig, load_config
 from guard.fitting.suppression.lists import shrunk
+from guard.tenants.keys import admin_ring
+from guard.tenants.secret import hash_key
 from server.app import create_app
 from server.endpoints.lists import lists_router
 from tests.server.live_server import serve_app
@@ -97,7 +98,9 @@ def test_the_reload_is_the_administrators(server: str) -> None:
 def test_a_reload_waits_for_other_changes_of_the_plans() -> None:
     async def played() -> list[bool]:
         changing, app = asyncio.Lock(), FastAPI()
-        app.include_router(lists_router({}, Config, hash_key(SECRET), changing))
+        admins = admin_ring(Config(server=ServerConfig(admin_hash=hash_key(SECRET))))
+        assert admins is not None
+        app.include_router(lists_router({}, Config, admins, changing))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             headers = {"authorization": f"Bearer {SECRET}"}

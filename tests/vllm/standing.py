@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 
 from openai import OpenAI
 
-from guard.config.keys import hash_key
+from guard.tenants.secret import hash_key
 from tests.steering.tiny import prompt
 from tests.vllm.checkpoint import CONFIG, save, save_tokenizer
 from tests.vllm.driver import environment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,12 @@ from guard.commands.eval.options import (
 from guard.commands.eval.output import about, write_report
 from guard.errors import DataError
 from guard.reporting.progress import stages
+
+if TYPE_CHECKING:
+    from guard.config.schema import Config
+    from guard.evaluation.images.interface import ImageGenerator
+    from guard.evaluation.images.row_tensors import Tensors
+    from guard.evaluation.images.suite import ImageSuite
 
 
 def images(
@@ -72,7 +78,6 @@ def _evaluate(options: SuiteOptions, *, ending: str, only_bare: bool = False) ->
     from guard.evaluation.images.cells import CellResults
     from guard.evaluation.images.costs import costs_of
     from guard.evaluation.images.evaluation import ImageEvaluation
-    from guard.evaluation.images.generator import EngineImageGenerator
     from guard.evaluation.images.report import ImageReport
     from guard.evaluation.images.row_tensors import beside
     from guard.evaluation.images.suite import load_suite, read_prompts
@@ -91,8 +96,7 @@ def _evaluate(options: SuiteOptions, *, ending: str, only_bare: bool = False) ->
     config = load_config(options.config)
     started = time.monotonic()
     tensors = beside(suite.prompts, rows)
-    generator = EngineImageGenerator.load(config, suite)
-    generator.bring(tensors)
+    generator = _generator(config, suite, tensors)
     results = CellResults(options.folder / f"{options.name}.results.jsonl")
     with stages() as progress:
         cells = ImageEvaluation(suite, generator, judges, results).run(rows, progress)
@@ -108,3 +112,20 @@ def _evaluate(options: SuiteOptions, *, ending: str, only_bare: bool = False) ->
         drawing_s=round(seconds, 1),
     )
     write_report(options, suite, report, facts, ending=ending, title="Images")
+
+
+def _generator(config: Config, suite: ImageSuite, tensors: Tensors) -> ImageGenerator:
+    """What generates the images of the suite's model, by its kind. Raises GuardError."""
+    from guard.models.sources import resolve_source
+    from steering.engines.transformers.image_tokens import writes_images
+
+    sources = {entry.name: entry.source for entry in config.models}
+    if writes_images(Path(resolve_source(sources.get(suite.model, suite.model)))):
+        from guard.evaluation.images.token_generator import TokenImageGenerator
+
+        return TokenImageGenerator.load(config, suite)
+    from guard.evaluation.images.generator import EngineImageGenerator
+
+    generator = EngineImageGenerator.load(config, suite)
+    generator.bring(tensors)
+    return generator

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 HeadKind = Annotated[
-    Literal["logistic", "mlp", "prototype"], typer.Option(help="What kind of head.")
+    Literal["logistic", "kernel", "mlp", "prototype"], typer.Option(help="What kind of head.")
 ]
 CalibrationOption = Annotated[
     Literal["temperature", "isotonic"],

@@ -26,7 +26,7 @@ class HeadRecipe:
 @dataclass(frozen=True, slots=True, eq=False)
 class CrossFit:
     """A head that learned from all examples of a fold, and its threshold; `border` is the
-    threshold's logit.
+    threshold's logit. `of_folds` are the heads that each did not learn from one fold.
 
     `logits` and `scores`, `[examples]`, are by the head that did not learn from the example, NaN
     for held-out ones; `usable` are the indices of those that are finite.
@@ -38,6 +38,7 @@ class CrossFit:
     logits: Floats
     scores: Floats
     usable: Indices
+    of_folds: tuple[EmbeddingHead, ...]
 
 
 def cross_fit(
@@ -59,8 +60,10 @@ def cross_fit(
     unsafe = np.array([example.unsafe for example in examples])
     train = np.flatnonzero(folds >= 0)
     logits = np.full(len(examples), np.nan, np.float32)
+    of_folds = []
     for fold in range(FOLDS):
         fold_head = trained(train[folds[train] != fold])
+        of_folds.append(fold_head)
         logits[folds == fold] = logits_of(fold_head)[folds == fold]
         advance(1)
     head = trained(train)
@@ -70,4 +73,4 @@ def cross_fit(
     scores = head.probabilities(logits)
     threshold = threshold_on(examples, scores, usable, fpr, learn_only)
     border = threshold_on(examples, logits, usable, fpr, learn_only)
-    return CrossFit(head, threshold, border, logits, scores, usable)
+    return CrossFit(head, threshold, border, logits, scores, usable, tuple(of_folds))

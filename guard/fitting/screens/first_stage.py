@@ -1,8 +1,9 @@
 """The first stage of a screen of texts, and how much of recall it may cost.
 
-The stage learns the head's own logits. Its cut comes from estimates of five stages, each of which
-did not learn from a fifth of the families: of the unsafe texts on which the head fires, at most
-LOST may be taken for clear (split conformal, as the threshold).
+The stage learns the head's own logits, by heads that have not learnt from the text. Its cut comes
+from estimates of five stages, each of which did not learn from a fifth of the families: of the
+unsafe texts on which the head fires, at most LOST may be taken for clear (split conformal, as the
+threshold).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifiers.embeddings.first_stage import FirstStage, FirstStages
-from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads, Floats
 from classifiers.embeddings.training import first_stage as train_stage
 from guard.artifact import Artifact
 from guard.errors import DataError
@@ -46,11 +47,12 @@ def fit_first_stage(
     folds: Indices,
     head: EmbeddingHead,
     threshold: float,
+    logits: Floats,
 ) -> FirstStageFit:
     """The first stage of a `head` whose `threshold` is a probability; `folds` are those of its fit,
-    -1 for held-out texts."""
+    -1 for held-out texts. `logits [windows]` are the head's, best by what has not learnt from the
+    texts: what has is surer of them than of others."""
     unsafe = np.array([example.unsafe for example in examples])
-    logits = EmbeddingHeads([head]).logits(windows.embeddings, windows.sentence)[:, 0]
     fires = head.probabilities(logits) > threshold
     # the encoder reads whatever has several readings
     told = windows.read_once
@@ -117,7 +119,9 @@ def with_first_stage(
     """
     meta = artifact.meta
     head = EmbeddingHead.from_tensors(artifact.tensors, meta.settings)
-    fitted = fit_first_stage(examples, windows, folds, head, float(str(meta.settings["threshold"])))
+    logits = EmbeddingHeads([head]).logits(windows.embeddings, windows.sentence)[:, 0]
+    threshold = float(str(meta.settings["threshold"]))
+    fitted = fit_first_stage(examples, windows, folds, head, threshold, logits)
     if fitted.stage is None:
         raise DataError(
             f"a first stage needs {FEWEST} unsafe texts that fire, there are "

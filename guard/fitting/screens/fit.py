@@ -15,7 +15,7 @@ from datetime import date
 import numpy as np
 from numpy.typing import NDArray
 
-from classifiers.embeddings.heads import EmbeddingHead, Floats
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads, Floats
 from classifiers.embeddings.training import train as train_head
 from classifiers.text.encoder.model import OVERLAP, WINDOW, TextEncoder
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
@@ -24,7 +24,7 @@ from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
 from guard.evaluation.text_disguises import TEXT_DISGUISES
 from guard.fitting.judgement import HeldOut
-from guard.fitting.screens.cross_fit import HeadRecipe, cross_fit
+from guard.fitting.screens.cross_fit import CrossFit, HeadRecipe, cross_fit
 from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, evenly, figures_of
 from guard.fitting.screens.first_stage import fit_first_stage
 from guard.fitting.screens.folds import (
@@ -98,12 +98,11 @@ def fit_screen(
         )
     except ValueError as error:
         raise DataError(f"the texts of {concept} are not sufficient: {error}") from error
-    sentences = fit_sentences(
-        rows, windows, folds, fitted, recipe.fpr, recipe.learn_only, recipe.seed
-    )
+    sentences = fit_sentences(rows, windows, folds, fitted, recipe, recipe.learn_only)
     head = replace(fitted.head, sentence=sentences.sentence)
     threshold, usable = fitted.threshold, fitted.usable
-    scores = head.probabilities(np.maximum(fitted.logits, sentences.logits))
+    logits = np.where(windows.sentence, sentences.logits, _unlearnt(windows, folds, fitted))
+    scores = head.probabilities(windows.highest(logits))
     unsafe_scores = scores[usable[unsafe[usable]]]
     held_out = np.flatnonzero(folds < 0)
     test, judged = None, usable
@@ -117,7 +116,7 @@ def fit_screen(
         test = figures_of(test_scores, threshold, _disguised(test_rows, score))
         scores[held_out] = test_scores.scores
         judged = np.concatenate([usable, held_out])
-    first = fit_first_stage(rows, windows, folds, head, threshold)
+    first = fit_first_stage(rows, windows, folds, head, threshold, logits)
     stage = first.stage
     card = encoder.card
     meta = ArtifactMeta(
@@ -177,6 +176,15 @@ def _trained(
     text = windows.text[chosen]
     weights = 1 / np.bincount(text)[text]
     return train_head(recipe.kind, windows.embeddings[chosen], unsafe[text], weights, recipe.seed)
+
+
+def _unlearnt(windows: TextWindows, folds: Indices, fitted: CrossFit) -> Floats:
+    """The logits of windows `[windows]`, by heads that have not learnt from their texts."""
+    logits, fold_of = np.empty(len(windows.text), np.float32), folds[windows.text]
+    for fold, head in ((-1, fitted.head), *enumerate(fitted.of_folds)):
+        rows = fold_of == fold
+        logits[rows] = EmbeddingHeads([head]).logits(windows.embeddings[rows])[:, 0]
+    return logits
 
 
 def _disguised(

@@ -1,10 +1,10 @@
-"""How a screen reads single sentences: its direction for them, and what they may add to its rate.
+"""How a screen reads single sentences: its head for them, and what they may add to its rate.
 
 A text of many sentences fires if one of them does, so that the threshold of sentences comes from
 benign texts put together: draws of texts of one source, and of all, of 40 to 400 tokens. What they
-score is the highest that any of their sentences scores in the head that has not learnt from it; at
-most RATE times the rate of single texts may fire. Beside that, of the texts of a source that have
-several sentences, no more than that rate may fire by a sentence alone.
+score is the highest that any of their sentences scores in the head that has not learnt from it; of
+each source, and of all, at most RATE times the rate of single texts may fire. Beside that, of the
+texts of a source that have several sentences, no more than that rate may fire by a sentence alone.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from classifiers.calibration import prompts_needed, threshold_for
-from classifiers.embeddings.heads import Flags, Floats
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads, Flags, Floats
 from classifiers.embeddings.training import train_sentence
-from guard.fitting.screens.cross_fit import CrossFit
+from guard.fitting.screens.cross_fit import CrossFit, HeadRecipe
 from guard.fitting.screens.folds import FOLDS, Example, Indices
 from guard.fitting.screens.windows import TextWindows
 
@@ -26,18 +26,18 @@ RATE = 2.0
 """How often a text of many sentences may fire, in multiples of the rate of single texts."""
 LENGTHS = (40, 150, 400)
 """Tokens of benign texts that are put together."""
-DRAWN = 300
+DRAWN = 900
 """Texts that are put together of each source."""
 
 
 @dataclass(frozen=True, slots=True)
 class SentenceFit:
-    """`sentence [width + 1]` is for the head, with a bias by which its threshold holds, None where
-    too few benign texts are short enough to be put together; `logits
-    [texts]` are the highest of each text's sentences, by what has not learnt from it. `figures` are
-    for the artifact and the report."""
+    """`sentence` is the head for single sentences, with a bias by which the threshold holds for it,
+    None where too few benign texts are short enough to be put together; `logits [windows]` are
+    those of sentences by what has not learnt from them, -infinity for others. `figures` are for
+    the artifact and the report."""
 
-    sentence: Floats | None
+    sentence: EmbeddingHead | None
     logits: Floats
     figures: Mapping[str, Any]
 
@@ -47,29 +47,32 @@ def fit_sentences(
     windows: TextWindows,
     folds: Indices,
     fitted: CrossFit,
-    fpr: float,
+    recipe: HeadRecipe,
     learn_only: Sequence[str],
-    seed: int,
 ) -> SentenceFit:
-    """What the fitted head needs to read single sentences; `folds` are those of its fit."""
+    """What the fitted head needs to read single sentences; `folds` and `recipe` are those of its
+    fit."""
+    fpr = recipe.fpr
     unsafe = np.array([example.unsafe for example in examples])
     train = np.flatnonzero(folds >= 0)
     fold_of = folds[windows.text]
 
-    def trained(texts: Indices) -> Floats:
+    def trained(texts: Indices) -> EmbeddingHead:
         rows = windows.rows_of(texts)
         rows = rows[~(windows.sentence & unsafe[windows.text])[rows]]
         text, sentence = windows.text[rows], windows.sentence[rows]
         weights = 1 / np.bincount(text[~sentence], minlength=len(examples))[text]
         weights[sentence] = 1
-        return train_sentence(windows.embeddings[rows], unsafe[text], sentence, weights)
+        return train_sentence(
+            recipe.kind, windows.embeddings[rows], unsafe[text], sentence, weights, recipe.seed
+        )
 
     logits = np.empty(len(windows.text), np.float32)
     final = trained(train)
     for fold in (*range(FOLDS), -1):
-        direction = final if fold < 0 else trained(train[folds[train] != fold])
+        head = final if fold < 0 else trained(train[folds[train] != fold])
         rows = fold_of == fold
-        logits[rows] = windows.embeddings[rows] @ direction[:-1] + direction[-1]
+        logits[rows] = EmbeddingHeads([head]).logits(windows.embeddings[rows])[:, 0]
     by_itself = windows.highest(np.where(windows.by_itself, logits, -np.inf).astype(np.float32))
     in_text = windows.highest(np.where(windows.sentence, logits, -np.inf).astype(np.float32))
     benign = [
@@ -83,25 +86,27 @@ def fit_sentences(
     }
     enough = {name: rows for name, rows in of_source.items() if rows.sum() >= prompts_needed(fpr)}
     everything = np.any([*of_source.values()], axis=0)
-    drawn = _drawn([*enough.values(), everything], windows, folds, by_itself, fpr, seed)
     rate = min(RATE * fpr, 0.5)
-    if len(drawn) < prompts_needed(rate):
-        silent = np.full(len(examples), -np.inf, np.float32)
-        return SentenceFit(None, silent, {"joined_texts": len(drawn)})
-    border = threshold_for(drawn, rate)
+    drawn = [
+        _drawn(group, windows, folds, by_itself, fpr, recipe.seed)
+        for group in (*enough.values(), everything)
+    ]
+    sufficient = [scores for scores in drawn if len(scores) >= prompts_needed(rate)]
+    if not sufficient:
+        silent = np.full(len(windows.text), -np.inf, np.float32)
+        return SentenceFit(None, silent, {"joined_texts": sum(map(len, drawn))})
+    border = max(threshold_for(scores, rate) for scores in sufficient)
     border = max(border, _spared([*enough.values()], folds, fitted, in_text, fpr))
     usable = np.isfinite(by_itself)
     fires = usable & (by_itself > border)
-    shifted = final.copy()
     shift = fitted.border - border
-    shifted[-1] += shift
     beside = {
         "cross_fit": unsafe & usable & (folds >= 0),
         "held_out": unsafe & usable & (folds < 0),
     }
     return SentenceFit(
-        shifted,
-        (in_text + shift).astype(np.float32),
+        final.with_bias(shift),
+        np.where(windows.sentence, logits + shift, -np.inf).astype(np.float32),
         {
             "rate_of_joined_texts": rate,
             "recall_beside_other_text": {
@@ -113,29 +118,32 @@ def fit_sentences(
 
 
 def _drawn(
-    groups: Sequence[Flags],
+    of_group: Flags,
     windows: TextWindows,
     folds: Indices,
     scores: Floats,
     fpr: float,
     seed: int,
 ) -> list[float]:
-    """The scores of benign texts put together, as many of each group, `[texts]`; the parts of one
-    are of one fold."""
+    """The scores of benign texts put together, of a group `[texts]`; the parts of one are of one
+    fold."""
     generator = np.random.default_rng(seed)
     tokens = windows.tokens
-    usable = windows.read_once & np.isfinite(scores) & (tokens > 0)
+    usable = of_group & windows.read_once & np.isfinite(scores) & (tokens > 0)
+    pools = {
+        (length, fold): np.flatnonzero(usable & (tokens <= length) & (folds == fold))
+        for length in LENGTHS
+        for fold in range(FOLDS)
+    }
     found: list[float] = []
-    for of_group in groups:
-        for number in range(max(DRAWN, 3 * prompts_needed(fpr))):
-            length = LENGTHS[number % len(LENGTHS)]
-            fits = usable & (tokens <= length) & (folds == number % FOLDS)
-            pool = np.flatnonzero(of_group & fits)
-            if not len(pool):
-                continue
-            parts = generator.choice(pool, length)
-            needed = np.searchsorted(np.cumsum(tokens[parts]), length) + 1
-            found.append(float(scores[parts[:needed]].max()))
+    for number in range(max(DRAWN, 3 * prompts_needed(fpr))):
+        length = LENGTHS[number % len(LENGTHS)]
+        pool = pools[length, number % FOLDS]
+        if not len(pool):
+            continue
+        parts = generator.choice(pool, length)
+        needed = np.searchsorted(np.cumsum(tokens[parts]), length) + 1
+        found.append(float(scores[parts[:needed]].max()))
     return found
 
 

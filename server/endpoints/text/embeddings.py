@@ -52,6 +52,7 @@ def embeddings_router(gateway: Gateway) -> APIRouter:
             raise RequestTimeout("The answer took longer than this server allows.") from None
         gateway.metrics.count_tokens(service.info.name, made.prompt_tokens, 0)
         exchange = exchange_of(request)
+        exchange.spend(made.prompt_tokens)
         exchange.outcome = made.verdict.outcome
         more = exchange.guard(made.verdict)
         if made.vectors.size <= AT_ONCE:

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -21,6 +22,7 @@ from guard.config.proxy_schema import ProxyConfig
 from guard.errors import GuardError, TooManyRequests
 from server.errors import ClientGone, Overloaded, SlowRequest
 from server.observe.exchange import CLIENT, DELEGATED, MODEL, SCOPE_KEY, UPSTREAM, Exchange
+from server.observe.tracing import PROPAGATED
 from server.proxy.errors import (
     BadPath,
     UpstreamBroken,
@@ -148,7 +150,8 @@ class Forwarder:
             attempt = _Attempt(upstream.breaker.begin())
             upstream.in_flight += 1
             try:
-                await self._exchange(upstream, attempt, scope, path, body, send)
+                with scope[SCOPE_KEY].trace.upstream(upstream.name) as traced:
+                    await self._exchange(upstream, attempt, scope, path, body, send, traced)
                 return
             except UpstreamUnreachable:
                 # nothing has been sent, so that another upstream may be tried
@@ -203,6 +206,7 @@ class Forwarder:
         path: str,
         body: ForwardedBody,
         send: Send,
+        traced: Mapping[str, str],
     ) -> None:
         settings = self.settings
         first_byte_s, chunk_s = settings.first_byte_timeout_s, settings.chunk_timeout_s
@@ -213,8 +217,9 @@ class Forwarder:
         headers = [
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in [*to_upstream(scope["headers"]), *upstream.credential]
+            if not traced or name.decode("latin-1") not in PROPAGATED
         ]
-        headers.append(("x-request-id", exchange.request_id))
+        headers += [("x-request-id", exchange.request_id), *traced.items()]
         if body.length is not None and (body.length or scope["method"] not in SAFE_METHODS):
             headers.append(("content-length", str(body.length)))
         response: aiohttp.ClientResponse | None = None

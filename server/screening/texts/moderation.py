@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guard.config.schema import Config, KeyConfig
+from guard.config.schema import Config
 from guard.errors import PolicyForbidden
 from guard.plans.screens import ImageScreen, TextPlans, TextScreen
+from guard.tenants.keys import Principal
 from server.auth import allowed_policies
 from server.errors import InvalidParameter, MissingParameter
 from server.screening.bodies.images import JsonImage
@@ -50,7 +51,7 @@ def screens_of(plans: TextPlans, policies: Collection[str]) -> ModerationScreens
     )
 
 
-def screens_for(config: Config, plans: TextPlans, key: KeyConfig | None) -> ModerationScreens:
+def screens_for(config: Config, plans: TextPlans, key: Principal | None) -> ModerationScreens:
     """The screens of the policies that a request with `key` may ask for; all on an open server.
 
     Raises PolicyForbidden where there is none.

@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 
 from starlette.types import Scope
 
-from guard.config.schema import KeyConfig
 from guard.errors import TooManyRequests
+from guard.tenants.keys import Principal
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,7 +44,7 @@ class Caller:
         return self.tenant or self.connection
 
 
-def caller_of(key: KeyConfig | None, scope: Scope) -> Caller:
+def caller_of(key: Principal | None, scope: Scope) -> Caller:
     """The caller of a request with `key`."""
     host, port = scope.get("client") or ("", 0)
     return Caller(key.tenant if key else "", f"{host} {port}")

@@ -14,11 +14,11 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.datastructures import State
 from starlette.responses import Response
 
-from guard.config.keys import KeyRing
-from guard.config.schema import Config, KeyConfig, load_config
+from guard.config.schema import Config, load_config
 from guard.config.vllm_plugin import CONFIG
 from guard.errors import GuardError
-from server.auth import authenticate
+from guard.tenants.keys import admin_ring
+from server.auth import ADMINS, authenticate
 from server.errors import UnknownRoute, error_response
 from server.screening.texts.moderation import moderate, screens_of
 from server.screening.texts.turns import caller_of
@@ -54,14 +54,14 @@ class GuardEndpoints:
 def _admin_router(config: Config) -> APIRouter:
     """`POST /guard/reload`, for the admin key, whose hash is `server.admin_hash`."""
     router = APIRouter()
-    if config.server.admin_hash is None:
+    ring = admin_ring(config)
+    if ring is None:
         return router
-    ring = KeyRing([KeyConfig(hash=config.server.admin_hash, tenant="admin")])
 
     @router.post("/guard/reload")
     async def reload_policies(request: Request) -> Response:
         try:
-            authenticate(ring, request.headers)
+            authenticate(ring, request.headers, ADMINS)
             policies = await reload(request.app.state.engine_client)
         except GuardError as error:
             return error_response(error)

@@ -24,6 +24,7 @@ def head(kind: Kind, seed: int, **fields: Any) -> EmbeddingHead:
 
     parts: dict[Kind, dict[str, Floats]] = {
         "logistic": {"weight": normal(1, WIDTH), "bias": normal(1)},
+        "kernel": {"support": normal(7, WIDTH), "out": normal(7), "bias": normal(1)},
         "mlp": {
             "hidden": normal(5, WIDTH),
             "hidden_bias": normal(5),
@@ -40,6 +41,9 @@ def reference_logit(head: EmbeddingHead, e: NDArray[np.float64]) -> float:
     part = {name: values.astype(np.float64) for name, values in head.parts.items()}
     if head.kind == "logistic":
         return float((part["weight"][0] * e).sum() + part["bias"][0])
+    if head.kind == "kernel":
+        near = [np.exp(head.sharpness * (float(x @ e) - 1)) for x in part["support"]]
+        return float(sum(a * k for a, k in zip(part["out"], near, strict=True)) + part["bias"][0])
     if head.kind == "mlp":
         rows = zip(part["hidden"], part["hidden_bias"], strict=True)
         inner = [max(0.0, float(w @ e + c)) for w, c in rows]
@@ -57,6 +61,7 @@ def all_kinds() -> list[EmbeddingHead]:
         head("prototype", 1, sharpness=3.0, table=TABLE),
         head("logistic", 2),
         head("mlp", 3, table=TABLE),
+        head("kernel", 4, sharpness=2.0),
     ]
 
 
@@ -142,36 +147,73 @@ def test_heads_of_unlike_widths_are_not_stacked() -> None:
         EmbeddingHeads([narrow]).scores(np.zeros((1, 3), np.float32))
 
 
-def test_sentences_are_read_by_a_direction_of_their_own() -> None:
+@pytest.mark.parametrize("kind", ["logistic", "kernel"])
+def test_sentences_are_read_by_a_head_of_their_own(kind: Kind) -> None:
     rng = np.random.default_rng(0)
-    direction = rng.normal(size=WIDTH + 1).astype(np.float32)
-    reading, plain = head("mlp", 1, sentence=direction), head("logistic", 2)
+    own = head(kind, 5, sharpness=3.0)
+    reading, plain = head("mlp", 1, sentence=own), head("logistic", 2)
     heads = EmbeddingHeads([reading, plain])
     embeddings = rng.normal(size=(4, WIDTH)).astype(np.float32)
     sentence = np.array([False, True, False, True])
     logits, whole = heads.logits(embeddings, sentence), heads.logits(embeddings)
     np.testing.assert_array_equal(logits[~sentence], whole[~sentence])
-    expected = embeddings[sentence] @ direction[:-1] + direction[-1]
+    expected = [reference_logit(own, e.astype(np.float64)) for e in embeddings[sentence]]
     np.testing.assert_allclose(logits[sentence, 0], expected, rtol=1e-5)
     assert heads.reads_sentences and (heads.scores(embeddings, sentence)[sentence, 1] == 0).all()
     assert not EmbeddingHeads([plain]).reads_sentences
 
 
 @pytest.mark.parametrize("table", [None, TABLE])
-def test_a_stored_head_reads_sentences_as_before(table: Floats | None) -> None:
-    direction = np.linspace(-1, 1, WIDTH + 1, dtype=np.float32)
-    stored = head("prototype", 3, table=table, sentence=direction)
+@pytest.mark.parametrize("kind", ["logistic", "kernel"])
+def test_a_stored_head_reads_sentences_as_before(kind: Kind, table: Floats | None) -> None:
+    sentence = head(kind, 5, sharpness=3.0)
+    stored = head("kernel", 3, table=table, sharpness=2.0, sentence=sentence)
     again = EmbeddingHead.from_tensors(stored.tensors(), stored.settings())
     assert again.sentence is not None
-    np.testing.assert_array_equal(again.sentence, direction)
-    older = {name: part for name, part in stored.tensors().items() if name != "sentence"}
-    assert EmbeddingHead.from_tensors(older, stored.settings()).sentence is None
+    embeddings = np.random.default_rng(0).normal(size=(6, WIDTH)).astype(np.float32)
+    marked = np.array([True, False, True, False, True, True])
+    first, second = (EmbeddingHeads([one]).scores(embeddings, marked) for one in (again, stored))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_an_older_artifact_has_a_direction_for_sentences_or_none() -> None:
+    stored = head("prototype", 3)
+    direction = np.linspace(-1, 1, WIDTH + 1, dtype=np.float32)
+    tensors = {**stored.tensors(), "sentence": direction}
+    again = EmbeddingHead.from_tensors(tensors, stored.settings())
+    assert again.sentence is not None
+    np.testing.assert_array_equal(again.tensors()["sentence"], direction)
+    assert EmbeddingHead.from_tensors(stored.tensors(), stored.settings()).sentence is None
+
+
+def test_a_bias_that_is_added_moves_every_logit() -> None:
+    embeddings = np.random.default_rng(0).normal(size=(6, WIDTH)).astype(np.float32)
+    for one in (head("kernel", 1), head("logistic", 2)):
+        before, after = (EmbeddingHeads([h]).logits(embeddings) for h in (one, one.with_bias(0.5)))
+        np.testing.assert_allclose(after, before + 0.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("direction", "message"),
-    [(np.zeros(WIDTH), "sentence must be"), (np.full(WIDTH + 1, np.nan), "not finite")],
+    ("changed", "message"),
+    [
+        ({"sentence": np.zeros(WIDTH)}, "sentence must be for embeddings of width"),
+        ({"sentence": np.full(WIDTH + 1, np.nan)}, "not finite"),
+        ({"sentence": np.zeros((2, 2))}, r"sentence must be \[width \+ 1\]"),
+        ({"sentence_support": np.zeros((2, WIDTH))}, "no sentence_kind"),
+    ],
 )
-def test_a_direction_that_does_not_fit_is_refused(direction: Floats, message: str) -> None:
+def test_a_stored_head_for_sentences_that_does_not_fit_is_refused(
+    changed: dict[str, Floats], message: str
+) -> None:
+    stored = head("logistic", 0)
+    tensors = {**stored.tensors(), **{k: v.astype(np.float32) for k, v in changed.items()}}
     with pytest.raises(ValueError, match=message):
-        head("logistic", 0, sentence=direction.astype(np.float32))
+        EmbeddingHead.from_tensors(tensors, stored.settings())
+
+
+def test_a_kernel_for_sentences_needs_all_its_tensors() -> None:
+    stored = head("logistic", 0, sentence=head("kernel", 1))
+    tensors = stored.tensors()
+    del tensors["sentence_out"]
+    with pytest.raises(ValueError, match="holds sentence_support, sentence_out, sentence_bias"):
+        EmbeddingHead.from_tensors(tensors, stored.settings())

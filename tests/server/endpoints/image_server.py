@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from guard.config.keys import KeyRing
+from guard.tenants.keys import KeyRing
 from server.app import create_app
 from tests.guard.toy_images import CONCEPT, PAINTED, STUBBORN
 from tests.server.fake_service import FakeService

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from guard.config.keys import hash_key
 from guard.config.schema import load_config
+from guard.tenants.secret import hash_key
 from server.app import create_app
 from server.erasures.service import Erasures
 from server.erasures.store import Store

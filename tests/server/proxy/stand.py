@@ -16,20 +16,24 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import Config, load_config
 from guard.plans.screens import TextPlans
+from guard.tenants.acts import noting
+from guard.tenants.directory import open_directory
+from guard.tenants.keys import key_ring
 from server.edge.http_edge import edged
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
+from server.observe.tracing import OFF, Tracing
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
 from server.proxy.forwarding.upstreams import Upstreams
 from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
 from server.screening.texts.screener import Screener
+from server.tenants.app import administration_app
 
 
 @contextmanager
@@ -209,7 +213,9 @@ class Proxy:
 
 
 @contextmanager
-def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Iterator[Proxy]:
+def proxied(
+    folder: Path, text: str, *ports: int, screener: Any = None, tracing: Tracing = OFF
+) -> Iterator[Proxy]:
     """The proxy of a configuration, in front of upstreams on these ports.
 
     Upstreams that the configuration does not have are added, with the plugin where policies
@@ -224,17 +230,21 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
     config: Config = load_config(path)
     metrics = Metrics(config)
     plans = TextPlans(config, runs_models=False)
-    with AuditLog(folder / "audit.jsonl") as audit:
+    with (
+        AuditLog(folder / "audit.jsonl") as audit,
+        open_directory(config, noting(audit)) as directory,
+    ):
         upstreams = Upstreams(config.upstreams)
         context = ProxyContext(
             config,
             plans,
             screener or Screener(plans.cascade, plans.images),
             Forwarder(upstreams, config.proxy),
-            Recorder(metrics.verdicts, audit).record,
+            Recorder(metrics.verdicts, audit, tracing).record,
+            administration_app(config, directory) if directory is not None else None,
         )
-        app = ProxyApp(context, KeyRing(config.keys) if config.keys else None, metrics)
+        app = ProxyApp(context, key_ring(config, directory), metrics)
         register_upstream_metrics(upstreams, metrics.registry)
-        outer = edged(ExchangeMiddleware(app, metrics), context.paths, config.server)
+        outer = edged(ExchangeMiddleware(app, metrics, tracing), context.paths, config.server)
         with served(outer) as port:
             yield Proxy(f"http://127.0.0.1:{port}", app, metrics, folder / "audit.jsonl")

@@ -183,7 +183,7 @@ class Behind:
         )
         self.values: list[dict[str, Any]] = []
         self.app = ExchangeMiddleware(
-            ScreenMiddleware(self._endpoint, config, screens, None), metrics
+            ScreenMiddleware(self._endpoint, config, screens, None, lambda: config), metrics
         )
 
     async def _endpoint(self, scope: Scope, receive: Receive, send: Send) -> None:

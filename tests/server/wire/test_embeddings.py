@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from guard.audit import AuditLog
-from guard.config.keys import KeyRing
 from guard.config.schema import load_config
 from guard.plans.images import ImagePlan
+from guard.tenants.keys import KeyRing
 from server.app import create_app
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder

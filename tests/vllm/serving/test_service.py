@@ -19,12 +19,12 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 from openai import BadRequestError, OpenAI  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
-from guard.config.keys import hash_key
 from guard.config.schema import Config, ModelConfig
 from guard.errors import GuardFailed, ModelError, RequestError  # noqa: E402
 from guard.plans.base import LoadedGuard
 from guard.plans.language import LanguagePlan
 from guard.plans.revision import RevisionEntry
+from guard.tenants.secret import hash_key
 from guard.verdict import Verdict  # noqa: E402
 from server.services.interface import LanguageModelInfo, SamplingParams, TextRowRequest
 from server.services.prompts import PromptEncoder

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
-from guard.config.keys import hash_key  # noqa: E402
+from guard.tenants.secret import hash_key  # noqa: E402
 from tests.vllm.checkpoint import CONFIG, save_tokenizer  # noqa: E402
 from tests.vllm.driver import environment  # noqa: E402
 from tests.vllm.play import MARK  # noqa: E402

@@ -174,11 +174,13 @@ def test_a_first_stage_is_no_way_around_the_head(encoder: TextEncoder) -> None:
     """The head's tensors and threshold are the same; with the stage nothing more fires."""
     texts = [*ROWS, *rows(240, "more-bad", "abcdef", unsafe=True, seed=5)]
     artifact = fit(encoder, texts).artifact
-    parts, threshold = (artifact.tensors, artifact.meta.settings), 0.5
+    parts = artifact.tensors, artifact.meta.settings
+    threshold = float(str(artifact.meta.settings["threshold"]))
     head, stage = EmbeddingHead.from_tensors(*parts), FirstStage.of(*parts)
     heads = EmbeddingHeads([head])
     cascade = Cascade(encoder, heads, FirstStages([stage], [head], [threshold]))
-    read = [ReadText(row.prompt, [row.prompt], (0,)) for row in texts]
+    fresh = [*rows(200, "bad", "abcdef", unsafe=True, seed=6), *ROWS]
+    read = [ReadText(row.prompt, [row.prompt], (0,)) for row in fresh]
     alone = Cascade(encoder, heads).scores(read).scores[:, 0] > threshold
     both = cascade.scores(read).scores[:, 0] > threshold
     assert not (both & ~alone).any() and both.sum() >= 0.95 * alone.sum()

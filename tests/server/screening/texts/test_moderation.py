@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from guard.config.keys import hash_key
 from guard.config.schema import load_config
+from guard.tenants.secret import hash_key
 from tests.server.live_server import live_server
 from tests.server.proxy.screened import answering
 from tests.server.proxy.stand import proxied, served

@@ -5,9 +5,11 @@ import threading
 
 import pytest
 
-from guard.config.keys import KeyRing, hash_key
 from guard.config.schema import KeyConfig
 from guard.errors import TooManyRequests
+from guard.tenants.keys import KeyRing, Principal
+from guard.tenants.meters import Ledger
+from guard.tenants.secret import hash_key
 
 
 class Clock:
@@ -45,34 +47,40 @@ def test_every_hash_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch
         assert compared == [hash_key(known).encode() for known in "abc"]
 
 
+def limited(clock: Clock, *rates: int | None) -> tuple[KeyRing, list[Principal]]:
+    """A ring of keys with these rates, and whose they are."""
+    secrets = [f"key-{index}" for index in range(len(rates))]
+    keys = [key(secret, rate) for secret, rate in zip(secrets, rates, strict=True)]
+    ring = KeyRing(keys, ledger=Ledger(clock))
+    found = [ring.find(secret) for secret in secrets]
+    return ring, [each for each in found if each is not None]
+
+
 def test_a_rate_is_kept_and_the_wait_it_tells_suffices() -> None:
     clock = Clock()
-    limited = key("a", rate=3)
-    ring = KeyRing([limited], clock)
+    ring, (principal,) = limited(clock, 3)
     for _ in range(3):
-        ring.take(limited)
+        ring.take(principal)
     for _ in range(20):
         with pytest.raises(TooManyRequests) as error:
-            ring.take(limited)
+            ring.take(principal)
         assert 0 < error.value.retry_after <= 20
         clock.now += error.value.retry_after
-        ring.take(limited)
+        ring.take(principal)
 
 
 def test_a_long_silence_saves_up_one_minute_only() -> None:
     clock = Clock()
-    limited = key("a", rate=2)
-    ring = KeyRing([limited], clock)
+    ring, (principal,) = limited(clock, 2)
     clock.now += 3600
-    ring.take(limited)
-    ring.take(limited)
+    ring.take(principal)
+    ring.take(principal)
     with pytest.raises(TooManyRequests):
-        ring.take(limited)
+        ring.take(principal)
 
 
 def test_keys_do_not_use_up_each_others_rate() -> None:
-    first, second, free = key("a", 1), key("b", 1), key("c")
-    ring = KeyRing([first, second, free], Clock())
+    ring, (first, second, free) = limited(Clock(), 1, 1, None)
     ring.take(first)
     ring.take(second)
     for _ in range(100):
@@ -80,14 +88,13 @@ def test_keys_do_not_use_up_each_others_rate() -> None:
 
 
 def test_threads_together_get_no_more_than_the_rate() -> None:
-    limited = key("a", rate=50)
-    ring = KeyRing([limited], Clock())
+    ring, (principal,) = limited(Clock(), 50)
     admitted: list[int] = []
 
     def ask() -> None:
         for _ in range(25):
             try:
-                ring.take(limited)
+                ring.take(principal)
                 admitted.append(1)
             except TooManyRequests:
                 pass

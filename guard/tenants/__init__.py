@@ -1,0 +1,1 @@
+"""Organisations, teams and keys: who may ask, under which policies, and how much."""

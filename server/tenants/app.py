@@ -1,0 +1,44 @@
+"""The routes of tenants as an app of its own, for the proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
+
+from guard.config.schema import Config
+from guard.tenants.directory import Directory
+from server.edge.paths import KnownPaths
+from server.errors import install_error_handlers
+from server.tenants.endpoints import tenants_router
+
+
+class AdministrationApp:
+    """Answers the paths of `templates`."""
+
+    def __init__(self, app: FastAPI, templates: Sequence[tuple[str, Sequence[str]]]) -> None:
+        self._app, self.templates = app, templates
+        self._paths = KnownPaths(templates)
+
+    def answers(self, path: str) -> bool:
+        """Whether a path is one of its own, whatever the method."""
+        return bool(self._paths.methods(path))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def administration_app(config: Config, directory: Directory) -> AdministrationApp:
+    """The app for the tenants of `directory`."""
+    router = tenants_router(config, directory)
+    templates = [
+        (route.path, sorted(route.methods or ()))
+        for route in router.routes
+        if isinstance(route, APIRoute)
+    ]
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.include_router(router)
+    install_error_handlers(app, KnownPaths(templates))
+    return AdministrationApp(app, templates)
