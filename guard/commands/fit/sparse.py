@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -127,7 +127,7 @@ def training_of(
     from guard.fitting.sparse.training import Training
 
     options = {"features": features, "active": active, "updates": updates, "rate": rate}
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     training = replace(Training(seed=seed), **given)
     training.check()
     return training, frozenset(given)
