@@ -23,6 +23,7 @@ BROKEN = "audit broken off"
 """The `event` of the line that follows a crash."""
 PERSONAL = ("tenant", "request_id", "id", "by")
 _ERASABLE = "salts"
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 class Head(NamedTuple):
@@ -37,13 +38,14 @@ START = Head(0, "0" * 64)
 
 def encode(entry: Mapping[str, Any]) -> bytes:
     """The one spelling of a line, with its newline."""
-    return json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    return _ENCODER.encode(entry).encode() + b"\n"
 
 
 def link(entry: Mapping[str, Any], head: Head) -> dict[str, Any]:
     """`entry` as the line after `head`."""
     named = [name for name in PERSONAL if isinstance(entry.get(name), str) and entry[name]]
-    salts = {name: os.urandom(16).hex() for name in named}
+    random = os.urandom(16 * len(named)).hex()
+    salts = {name: random[32 * place : 32 * place + 32] for place, name in enumerate(named)}
     line = {**entry, "seq": head.seq + 1, "prev": head.digest}
     if named:
         line["personal"] = {name: _commitment(salts[name], entry[name]) for name in named}
@@ -102,11 +104,11 @@ def unfit(line: Mapping[str, Any]) -> str | None:
 
 
 def erased(line: Mapping[str, Any], tenant: str) -> dict[str, Any] | None:
-    """`line` without what is personal to `tenant`; None where nothing is.
+    """`line` without what is personal to `tenant` (a key's id too); None where nothing is.
 
     A request of the tenant loses its `request_id` too, which its client may have chosen.
     """
-    named = {name for name in line.get("personal", {}) if line.get(name) == tenant}
+    named = {name for name in line.get("personal", {}) if is_of(line.get(name), tenant)}
     if "tenant" in named and isinstance(line.get("request_id"), str):
         named.add("request_id")
     named &= line.get("personal", {}).keys()
@@ -117,6 +119,13 @@ def erased(line: Mapping[str, Any], tenant: str) -> dict[str, Any] | None:
     if not left:
         del cleared[_ERASABLE]
     return cleared
+
+
+def is_of(value: object, tenant: str) -> bool:
+    """Whether a member names the tenant, one of its teams, or the key of this id."""
+    return isinstance(value, str) and (
+        value in (tenant, f"key:{tenant}") or value.startswith(f"{tenant}/")
+    )
 
 
 def _commitment(salt: str, value: str) -> str:

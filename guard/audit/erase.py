@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from guard.audit.chain import encode, erased, is_linked, parse
+from guard.audit.chain import encode, erased, is_linked, is_of, parse
 from guard.audit.files import locked, read_lines
 from guard.errors import DataError
 
@@ -42,7 +42,11 @@ def _rewrite(path: Path, tenant: str) -> int:
         with open(handle, "wb") as target:
             for number, line in enumerate(read_lines(path), 1):
                 entry = parse(line)
-                if entry is not None and not is_linked(entry) and entry.get("tenant") == tenant:
+                if (
+                    entry is not None
+                    and not is_linked(entry)
+                    and is_of(entry.get("tenant"), tenant)
+                ):
                     raise DataError(
                         f"{path}:{number}: was written without audit_key: nothing commits to its "
                         "fields, so delete the file when its time is over"

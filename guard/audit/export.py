@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from guard.audit.chain import encode, parse
+from guard.audit.chain import encode, is_of, parse
 from guard.audit.files import read_lines
 from guard.errors import DataError, GuardError
 
@@ -24,7 +24,8 @@ _TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Filter:
-    """The lines that are wanted; None asks for no such thing. `since` is in, `until` is not."""
+    """The lines that are wanted; None asks for no such thing. `since` is in, `until` is not; a
+    tenant's teams are its own."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -34,7 +35,9 @@ class Filter:
 
     def takes(self, entry: Mapping[str, Any]) -> bool:
         """Whether a line is wanted."""
-        named = {"tenant": self.tenant, "policy": self.policy, "outcome": self.outcome}
+        if self.tenant is not None and not is_of(entry.get("tenant"), self.tenant):
+            return False
+        named = {"policy": self.policy, "outcome": self.outcome}
         if any(value is not None and entry.get(name) != value for name, value in named.items()):
             return False
         if self.since is None and self.until is None:

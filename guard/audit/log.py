@@ -114,7 +114,8 @@ class _Entry:
 
     def as_dict(self) -> dict[str, Any]:
         body = {} if self.verdict is None else self.verdict.as_dict()
-        return {"time": _stamp(self.time)} | _plain({**self.facts, **body})
+        plain: dict[str, Any] = _plain({**self.facts, **body})
+        return {"time": _stamp(self.time)} | plain
 
 
 class _Plain:

@@ -86,7 +86,7 @@ def export(
     ] = None,
     since: Annotated[str | None, typer.Option(help="From this time on, ISO 8601, UTC.")] = None,
     until: Annotated[str | None, typer.Option(help="Before this time.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Lines of this tenant.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Lines of this tenant and its teams.")] = None,
     policy: Annotated[str | None, typer.Option(help="Lines of this policy.")] = None,
     outcome: Annotated[str | None, typer.Option(help="Lines with this outcome.")] = None,
 ) -> None:

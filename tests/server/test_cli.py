@@ -15,11 +15,14 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from guard.audit.signing import Signer, new_key
+from guard.audit.verify import verify
 from server.cli import app
 
 CONFIG = """
 [server]
 audit_log = "{folder}/audit.jsonl"
+{signing}
 
 [[models]]
 name = "fake"
@@ -39,10 +42,12 @@ app()
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
+def served(
+    folder: Path, signing: str = ""
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
     """`guard serve` on a free port over a fake service, and the line that it says when ready."""
     path = folder / "config.toml"
-    path.write_text(CONFIG.format(folder=folder))
+    path.write_text(CONFIG.format(folder=folder, signing=signing))
     process = subprocess.Popen(
         [sys.executable, "-c", FAKE_BUILD, "--config", str(path), "--port", "0", "--json"],
         stdout=subprocess.PIPE,
@@ -90,9 +95,35 @@ def test_a_hangup_signal_lets_the_audit_log_be_rotated(tmp_path: Path) -> None:
     assert json.loads(line)["request_id"] == second.headers["X-Request-Id"]
 
 
+def test_a_signed_log_is_whole_after_a_rotation_and_a_stop(tmp_path: Path) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+    log, old, key = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1", tmp_path / "audit.pem"
+    new_key(key)
+    with served(tmp_path, 'audit_key = "audit.pem"') as (process, ready):
+        chat = f"{ready['url']}/v1/chat/completions"
+        httpx.post(chat, json=body, timeout=10)
+        end = time.monotonic() + 5
+        while not log.stat().st_size:
+            assert time.monotonic() < end, "the line was not written"
+            time.sleep(0.01)
+        log.rename(old)
+        process.send_signal(signal.SIGHUP)
+        while not log.exists():
+            assert time.monotonic() < end, "the log was not reopened"
+            time.sleep(0.01)
+        second = httpx.post(chat, json=body, timeout=10)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) in (0, -signal.SIGTERM)
+    report = verify([old, log], Signer(key).public)
+    assert (report.faults, report.notes) == ([], [])
+    request, end_of_run = map(json.loads, log.read_text().splitlines())
+    assert request["request_id"] == second.headers["X-Request-Id"]
+    assert end_of_run["reason"] == "closed"
+
+
 def test_a_port_in_use_is_reported_before_any_model_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    path.write_text(CONFIG.format(folder=tmp_path))
+    path.write_text(CONFIG.format(folder=tmp_path, signing=""))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = CliRunner().invoke(app, ["--config", str(path), "--port", port])

@@ -34,6 +34,17 @@ def test_an_administrators_name_goes_without_that_of_the_key(tmp_path: Path) -> 
     assert checked(log.path).faults == []
 
 
+def test_teams_are_their_organisations_and_a_key_is_named_in_what_it_did(tmp_path: Path) -> None:
+    with opened(tmp_path) as log:
+        log.append(verdict("a"), tenant="acme/research")
+        log.append(verdict("b"), tenant="acme-two")
+        log.append_event("tenants", act="new", kind="key", id="k1", by="key:k0")
+    assert (erase(log.path, "acme"), erase(log.path, "k0")) == (1, 1)
+    tenants = [entry["tenant"] for entry in entries(log.path) if "tenant" in entry]
+    assert tenants == [None, "acme-two"]
+    assert b"k0" not in log.path.read_bytes() and checked(log.path).faults == []
+
+
 def test_a_server_goes_on_behind_an_erasure(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
         log.append(verdict("a"), tenant="acme")
