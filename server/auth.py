@@ -130,7 +130,8 @@ def require_embeddings(config: Config, key: Principal | None) -> None:
     """Raise EmbeddingsForbidden where the request may not bring its own embeddings."""
     if key.embeddings if key else config.server.embeddings:
         return
-    subject, place = ("This API key", "for this key") if key else ("This server", "in [server]")
+    of_key = "in its [[keys]], or with `guard keys set`"
+    subject, place = ("This API key", of_key) if key else ("This server", "in [server]")
     raise EmbeddingsForbidden(
         f"{subject} takes no embeddings: leave them out, or have the operator set 'embeddings = "
         f"true' {place}.",

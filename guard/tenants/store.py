@@ -145,7 +145,7 @@ class TenantStore:
         made = Key(identity, team, name, role, hash_key(text), settings, created, expires=expires)
         with self._change() as (connection, revision):
             self._check(settings, _settings_above(connection, team))
-            values = {"id": identity, "team": team, "name": name, "role": role}
+            values: dict[str, Any] = {"id": identity, "team": team, "name": name, "role": role}
             values |= {"hash": made.hash, "expires": expires}
             _insert(connection, "key", made, revision, values)
         self._note("new", made)
@@ -240,7 +240,7 @@ class TenantStore:
             # what is above a level is read behind it, so that it is never missing
             levels = [
                 _level(kind, row)
-                for kind, table in reversed(_TABLES.items())
+                for kind, table in reversed([*_TABLES.items()])
                 for row in connection.execute(sa.select(table).where(table.c.revision > since))
             ]
         return Changes(revision, levels)

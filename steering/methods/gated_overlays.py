@@ -41,11 +41,14 @@ class GatedOverlays(PromptGated):
         super().__init__(names, gate)
         self.overlays: Sequence[Overlay] = tuple(overlays)
         self._full = full
+        self._follows = bool((full > -torch.inf).any())
 
     def act(
         self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
     ) -> Refinement:
         """Leaves the conditioning alone; the scale of a row follows its score."""
+        if not self._follows:  # classifiers would be asked again for nothing
+            return Refinement.none(text, strength)
         reach = self._full - threshold
         share = (self.sense(text) - threshold) / reach.clamp(min=1e-12)
         scale = torch.where(reach > 0.0, share.clamp(0.0, 1.0), 1.0)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from guard.config.proxy_schema import ProxyConfig
 from guard.config.schema import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +141,18 @@ def test_the_sidecars_manifest_and_configuration_hold(tmp_path: Path) -> None:
     assert "127.0.0.1" in containers[0]["args"]  # nobody reaches the model beside the proxy
 
 
+def test_the_sidecars_model_serves_until_the_proxys_answers_have_ended() -> None:
+    """Kubernetes tells all containers of a pod to stop at once."""
+    documents = list(yaml.safe_load_all((DEPLOYMENT / "kubernetes" / "sidecar.yaml").read_text()))
+    pod = of_kind(documents, "Deployment")["spec"]["template"]["spec"]
+    model, proxy = (
+        int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+        for container in pod["containers"]
+    )
+    drain = ProxyConfig().drain_timeout_s
+    assert proxy + drain < model < pod["terminationGracePeriodSeconds"]
+
+
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
 def test_units_are_systemds_own(path: Path, tmp_path: Path) -> None:
     program = tmp_path / "guard"
@@ -156,3 +169,13 @@ def test_compose_builds_the_images_that_are_there() -> None:
     for service in services.values():
         context = (path.parent / service["build"]["context"]).resolve()
         assert context == ROOT and (context / service["build"]["dockerfile"]).is_file()
+
+
+def test_the_user_of_an_image_may_write_its_volumes() -> None:
+    """A named volume takes its owner from the folder of the image at its path."""
+    compose = yaml.safe_load((DEPLOYMENT / "docker" / "compose.yaml").read_text())
+    for service in compose["services"].values():
+        lines = (ROOT / service["build"]["dockerfile"]).read_text().splitlines()
+        (made,) = (line for line in lines if "install -d -o guard" in line)
+        targets = {volume.split(":")[1] for volume in service["volumes"] if volume[0] != "."}
+        assert targets == {"/models", "/log"} == {*made.split()} & targets

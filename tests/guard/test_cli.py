@@ -117,7 +117,7 @@ def test_a_package_that_is_missing_during_a_command_is_named(
     def load(path: Path) -> None:
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-    monkeypatch.setattr("guard.commands.check.load_config", load)
+    monkeypatch.setattr("guard.commands.configuration.check.load_config", load)
     result = run("check", good)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()

@@ -83,7 +83,7 @@ def test_the_shipped_configuration_holds(installed: Path, tmp_path: Path) -> Non
     program = """
 from guard.config.schema import load_config
 from guard.shipped import shipped
-from guard.commands.soundness import findings
+from guard.commands.configuration.soundness import findings
 config = load_config(shipped("config.toml"))
 print(len(config.guards), findings(config).problems)
 """

@@ -12,9 +12,10 @@ RUN python -m venv /opt/guard \
  && /opt/guard/bin/pip install --no-cache-dir -c constraints.txt ".[proxy]"
 
 FROM python:3.11-slim
-RUN useradd --create-home --uid 10001 guard
+# new volumes at these paths belong to the user who writes them
+RUN useradd --create-home --uid 10001 guard && install -d -o guard -g guard /models /log
 COPY --from=build /opt/guard /opt/guard
-ENV PATH=/opt/guard/bin:$PATH GUARD_CACHE=/models
+ENV PATH=/opt/guard/bin:$PATH GUARD_CACHE=/models HF_HOME=/models/huggingface
 USER 10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM

@@ -13,8 +13,8 @@ COPY examples examples
 # vLLM and torch are the base's: what else the plugin needs is installed beside them, in versions
 # that suit them
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir --no-deps . \
- && pip install --no-cache-dir ".[screens]" "prometheus-client>=0.20"
+RUN pip install --no-cache-dir ".[screens]" "prometheus-client>=0.20"
+WORKDIR /
 ENV GUARD_CONFIG=/config/config.toml GUARD_CACHE=/models
 EXPOSE 8000
 STOPSIGNAL SIGTERM

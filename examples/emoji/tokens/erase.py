@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -99,7 +99,7 @@ def train(model: TokenImageModel, concept: str, settings: Settings, out: Path) -
 
 
 def main(
-    concept: str = "knife",
+    concept: Annotated[str, typer.Argument(help="One of concepts.json.")] = "knife",
     model: str = "emoji-tokens",
     overshoot: float = 1.0,
     epochs: int = 3,

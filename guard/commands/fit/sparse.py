@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +30,7 @@ from guard.reporting.progress import Stages
 if TYPE_CHECKING:
     from guard.fitting.gated.search import Fit
     from guard.fitting.gated.token_gate import TokenGate
+    from guard.fitting.sparse.training import Training
     from guard.models.chat import ChatModel
 
 Autoencoder = Annotated[
@@ -42,13 +44,26 @@ Erased = Annotated[
     int, typer.Option(min=1, max=4096, help="Features that are taken out of a place, at most.")
 ]
 Features = Annotated[
-    int, typer.Option(min=8, max=131_072, help="Of an autoencoder that is trained.")
+    int | None,
+    typer.Option(
+        min=8,
+        max=131_072,
+        help="Of an autoencoder that is trained, 1024 if left out. One that is there must have "
+        "been trained with this setting and the next three, where they are given.",
+    ),
 ]
 Active = Annotated[
-    int, typer.Option(min=1, max=4096, help="Of these, how many are active on a state.")
+    int | None,
+    typer.Option(min=1, max=4096, help="Of these, how many are active on a state, 16 if left out."),
 ]
-Updates = Annotated[int, typer.Option(min=1, max=1_000_000, help="Of an autoencoder's training.")]
-Rate = Annotated[float, typer.Option(min=1e-7, max=1.0, help="Adam's rate in that training.")]
+Updates = Annotated[
+    int | None,
+    typer.Option(min=1, max=1_000_000, help="Of an autoencoder's training, 600 if left out."),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(min=1e-7, max=1.0, help="Adam's rate in that training, 0.001 if left out."),
+]
 
 
 def sparse(
@@ -67,10 +82,10 @@ def sparse(
         ),
     ] = None,
     erased: Erased = 32,
-    features: Features = 1024,
-    active: Active = 16,
-    updates: Updates = 600,
-    rate: Rate = 1e-3,
+    features: Features = None,
+    active: Active = None,
+    updates: Updates = None,
+    rate: Rate = None,
     fpr: Fpr = 0.01,
     near_fpr: NearFpr = 0.05,
     seed: Seed = 0,
@@ -84,19 +99,16 @@ def sparse(
 
     Writes NAME.safetensors, NAME.report.json and NAME.report.html.
     """
-    from guard.fitting.sparse.training import Training
-
     places = None if layers is None else _layers(layers)
     given_file = autoencoder_of(autoencoder, out)
-    training = Training(features, active, updates, rate=rate, seed=seed)
-    training.check()
+    training, given_settings = training_of(features, active, updates, rate, seed)
 
     def fit(chat: ChatModel, given: TokenGate | None, progress: Stages) -> Fit:
         from guard.fitting.gated.token_gate import TokenGate
         from guard.fitting.sparse.language import SparseFit, fit_sparse
         from guard.fitting.steering.gate_search import GateRates
 
-        request = SparseFit(given_file, erased, places, training)
+        request = SparseFit(given_file, erased, places, training, given_settings)
         about, others = rows
         if given is None:
             rates = GateRates(fpr, near_fpr)
@@ -107,13 +119,27 @@ def sparse(
     run(fit, model, dtype, device, gate, concept, description, out, as_json)
 
 
+def training_of(
+    features: int | None, active: int | None, updates: int | None, rate: float | None, seed: int
+) -> tuple[Training, frozenset[str]]:
+    """The settings of a training from options, and the names of those that are given. Raises
+    DataError for settings that contradict each other."""
+    from guard.fitting.sparse.training import Training
+
+    options = {"features": features, "active": active, "updates": updates, "rate": rate}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    training = replace(Training(seed=seed), **given)
+    training.check()
+    return training, frozenset(given)
+
+
 def autoencoder_of(given: Path | None, out: Path) -> Path:
     """The file of the autoencoders: the one that is given, or one beside the artifact `out`. Raises
     DataError for a name that no such file has."""
     path = out.with_suffix(".autoencoder.safetensors") if given is None else given
     if path.suffix != ".safetensors":
         raise DataError(f"--autoencoder {path}: the name of such a file ends in .safetensors")
-    if path == out:
+    if path.resolve() == out.resolve():
         raise DataError(f"--autoencoder {path}: is the artifact that --out names: give another one")
     if not path.exists():
         require_writable(path)

@@ -47,15 +47,17 @@ class Deltas:
 
     @property
     def zeroed(self) -> list[str]:
-        """The layers whose block is zero: nothing of them is hooked."""
+        """The layers whose block is zero: an artifact has nothing of them."""
         return [layer for layer, read in self._read.items() if not bool(read.any())]
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Add the changes to the outputs of the layers inside the context."""
+        """Add the changes to the outputs of the layers inside the context. Other hooks of a layer
+        are given the changed output, whenever they were registered."""
         with ExitStack() as stack:
             for layer, module in self._modules.items():
-                stack.callback(module.register_forward_hook(self._hook(layer)).remove)
+                handle = module.register_forward_hook(self._hook(layer), prepend=True)
+                stack.callback(handle.remove)
             yield
 
     @torch.no_grad()

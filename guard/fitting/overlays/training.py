@@ -66,7 +66,7 @@ def train(
     A state is kept every `EVERY` updates; where `kept` has one the training goes on from it, to the
     same bits. The weights of the base must not require gradients
     (`guard.evaluation.m_erasure.learned_words` has `frozen`). Raises DataError for a loss that is
-    not finite.
+    not finite, and ValueError for one that the factors have no part in: it would train nothing.
     """
     optimiser = torch.optim.Adam(deltas.parameters, lr=training.rate, betas=training.betas)
     parts: dict[str, Resumable] = {
@@ -100,6 +100,9 @@ def _update(
     value = losses.erase if losses.keep is None else losses.erase + losses.keep
     if not bool(value.isfinite()):
         raise DataError(f"the loss of step {step + 1} is not finite: try a lower rate")
+    for side, loss in (("erase", losses.erase), ("keep", losses.keep)):
+        if loss is not None and not loss.requires_grad:
+            raise ValueError(f"the loss `{side}` is computed outside of the deltas' `on`")
     for parameter, gradient in zip(
         deltas.parameters, _gradients(deltas, losses, training.project), strict=True
     ):
@@ -114,9 +117,6 @@ def _update(
 
 def _gradients(deltas: Deltas, losses: Losses, project: bool) -> list[Tensor | None]:
     def of(loss: Tensor, *, again: bool = False) -> tuple[Tensor | None, ...]:
-        # where all blocks are zero nothing that is trained is in a loss
-        if not loss.requires_grad:
-            return (None,) * len(deltas.parameters)
         return torch.autograd.grad(loss, deltas.parameters, allow_unused=True, retain_graph=again)
 
     if losses.keep is None:

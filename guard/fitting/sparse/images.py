@@ -24,13 +24,15 @@ if TYPE_CHECKING:  # it loads diffusers, which nothing here needs
 
 @dataclass(frozen=True)
 class SparsePromptFit:
-    """What is asked for: the `autoencoder` file, which is trained where there is none; `erased`
-    features at most in each stream, taken out `strength` times."""
+    """What is asked for: the `autoencoder` file, which is trained where there is none, and must
+    have been trained with the settings that are `given`; `erased` features at most in each stream,
+    taken out `strength` times."""
 
     autoencoder: Path
     erased: int = 16
     strength: float = 1.0
     training: Training = field(default_factory=Training)
+    given: frozenset[str] = frozenset()
 
 
 def fit_sparse_prompt(
@@ -49,7 +51,7 @@ def fit_sparse_prompt(
     and as `existing` and `trained`.
     """
     model = image_model.fitted_model()
-    found = existing(request.autoencoder, model)
+    found = existing(request.autoencoder, model, request.training, request.given)
     about, others = _tokens(encoded.unsafe), _tokens(encoded.safe)
     if found is None:
         every = {name: torch.cat([states, others[name]]) for name, states in about.items()}

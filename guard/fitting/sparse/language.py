@@ -37,13 +37,15 @@ STRENGTHS = (1.0, 3.0)
 
 @dataclass(frozen=True)
 class SparseFit:
-    """What is asked for: the `autoencoder` file, which is trained where there is none; `erased`
-    features at most at each of the `layers` (None: those of the file, or DEPTHS)."""
+    """What is asked for: the `autoencoder` file, which is trained where there is none, and must
+    have been trained with the settings that are `given`; `erased` features at most at each of the
+    `layers` (None: those of the file, or DEPTHS)."""
 
     autoencoder: Path
     erased: int = 32
     layers: tuple[int, ...] | None = None
     training: Training = field(default_factory=Training)
+    given: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,7 @@ def fit_sparse(
     where the bare model leaks on none; and as `existing` and `trained`.
     """
     model = chat.fitted_model
-    found = existing(request.autoencoder, model)
+    found = existing(request.autoencoder, model, request.training, request.given)
     layers = _layers(chat, gate, request.layers, found)
     if found is not None:
         found.require_places(map(str, layers), request.autoencoder)

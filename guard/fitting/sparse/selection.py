@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,16 +18,26 @@ from guard.fitting.sparse.training import Training, train_autoencoders
 from guard.reporting.progress import Stages
 
 
-def existing(path: Path, model: FittedModel) -> Autoencoders | None:
+def existing(
+    path: Path, model: FittedModel, training: Training, given: Collection[str] = ()
+) -> Autoencoders | None:
     """The autoencoders of the file `path`, None where there is none.
 
-    Raises ArtifactError for a file of something else, and FingerprintError for one of another
-    model.
+    Raises ArtifactError for a file of something else, FingerprintError for one of another model,
+    and DataError for one that was trained with another of the settings that are `given`.
     """
     if not path.exists():
         return None
     found = Autoencoders.load(path)
     found.require_model(model, path)
+    for name in sorted(given):
+        wanted, has = float(getattr(training, name)), found.about.settings.get(name)
+        if has != wanted:
+            of_file = "another one" if has is None else f"{has:g}"
+            raise DataError(
+                f"--{name} {wanted:g}: {path} is there and was trained with {of_file}: leave the "
+                "option out, or give another file"
+            )
     return found
 
 

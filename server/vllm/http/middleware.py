@@ -65,7 +65,7 @@ class HttpGuard:
             await self._app(scope, receive, send)
             return
         exchange = scope[SCOPE_KEY] = Exchange.of(scope)
-        exchange.identify(policies.config, None)
+        exchange.identify(policies.config, None, None)
         send = _with_headers(send, exchange)
         try:
             await self._serve(policies, exchange, route, scope, receive, send)

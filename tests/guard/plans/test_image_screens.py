@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guard.commands.soundness import findings
+from guard.commands.configuration.soundness import findings
 from guard.config.schema import load_config
 from guard.errors import ConfigError, GuardFailed
 from guard.plans.screens import TextPlans

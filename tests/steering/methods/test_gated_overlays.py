@@ -35,6 +35,7 @@ def test_the_score_is_that_of_the_gate_or_one_without_a_gate() -> None:
     assert scores[:2].tolist() == [[2.25, 1.0], [0.25, 1.0]] and scores[2].isnan().all()
     acted = guards.act(text, scores > 0, scores, scores)
     assert acted.text is text and not acted.steps.any() and acted.score.isnan().all()
+    assert acted.scale is None
     assert [overlay.groups for overlay in guards.overlays] == [
         {"0": ("block.to_k", "block.to_v")}
     ] * 2

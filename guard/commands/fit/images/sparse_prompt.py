@@ -16,6 +16,7 @@ from guard.commands.fit.sparse import (
     Rate,
     Updates,
     autoencoder_of,
+    training_of,
 )
 from guard.data.concept import Concept
 from guard.reporting.progress import Stages
@@ -36,10 +37,10 @@ def sparse_prompt(
     strength: Annotated[
         float, typer.Option(min=0.01, max=10, help="How often features are taken out; 1: once.")
     ] = 1.0,
-    features: Features = 1024,
-    active: Active = 16,
-    updates: Updates = 600,
-    rate: Rate = 1e-3,
+    features: Features = None,
+    active: Active = None,
+    updates: Updates = None,
+    rate: Rate = None,
     count: Count = 400,
     fpr: Fpr = 0.005,
     near_fpr: NearFpr = 0.03,
@@ -50,11 +51,9 @@ def sparse_prompt(
     """Fit a guard of sparse features: those that tell a concept, taken out of the text encoder's
     states where a score of the prompt is high."""
     from guard.fitting.sparse.images import SparsePromptFit, fit_sparse_prompt
-    from guard.fitting.sparse.training import Training
 
-    training = Training(features, active, updates, rate=rate, seed=seed)
-    training.check()
-    request = SparsePromptFit(autoencoder_of(autoencoder, out), erased, strength, training)
+    training, given = training_of(features, active, updates, rate, seed)
+    request = SparsePromptFit(autoencoder_of(autoencoder, out), erased, strength, training, given)
 
     def fit(
         image_model: ImageModel,

@@ -101,6 +101,36 @@ def test_a_loss_that_is_not_finite_ends_the_training() -> None:
         train(deltas, objective, TRAINING)
 
 
+@pytest.mark.parametrize("side", ["erase", "keep"])
+def test_a_loss_that_the_factors_have_no_part_in_is_an_error(side: str) -> None:
+    network, deltas = _deltas()
+
+    def losses(_step: int) -> Losses:
+        outside = (network(IMAGE) - TARGET).square().mean()
+        with deltas.on():
+            inside = (network(IMAGE) - TARGET).square().mean()
+        return Losses(**({"erase": inside, "keep": inside} | {side: outside}))
+
+    with pytest.raises(ValueError, match=f"the loss `{side}` is computed outside of the deltas'"):
+        train(deltas, Objective(losses), TRAINING)
+
+
+def test_hooks_that_were_there_before_read_what_is_changed() -> None:
+    """Losses of inner states read layers that may be changed themselves."""
+    network, deltas = _deltas(TRAINING, "linear")
+    with torch.no_grad():
+        for parameter in deltas.parameters:
+            parameter.fill_(0.5)
+    read: list[Tensor] = []
+    network.linear.register_forward_hook(lambda _module, _inputs, output: read.append(output))
+    network(IMAGE)
+    with deltas.on():
+        network(IMAGE)
+    states = network.conv(IMAGE).movedim(1, -1)
+    change = 0.5 * 0.5 * TRAINING.rank * states.sum(-1, keepdim=True)
+    torch.testing.assert_close(read[1], read[0] + change)
+
+
 # -- two losses ------------------------------------------------------------------------------------
 
 

@@ -102,6 +102,10 @@ def test_a_second_guard_takes_the_file_and_the_gate(
         (("--autoencoder", "a.bin"), "the name of such a file ends in .safetensors"),
         (("--autoencoder", "{folder}/new.safetensors"), "is the artifact that --out names"),
         (("--autoencoder", "{folder}/model/model.safetensors"), "is no sparse autoencoder"),
+        (
+            ("--autoencoder", "{folder}/one.autoencoder.safetensors", "--updates", "31"),
+            "was trained with 30: leave the option out, or give another file",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(

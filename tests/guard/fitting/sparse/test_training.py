@@ -105,18 +105,22 @@ def test_a_training_that_was_killed_goes_on_with_the_same_bits(
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     path, states = tmp_path / "x.autoencoder.safetensors", {"3": made(400)[0]}
-    assert existing(path, MODEL) is None
+    assert existing(path, MODEL, SMALL) is None
     first = train_file(path, MODEL, states, SMALL, silent)
     assert path.is_file() and not path.with_suffix(".parts").exists()
     assert first.about.figures["3"]["explained"] > 0.5
-    again = existing(path, MODEL)
+    again = existing(path, MODEL, SMALL, {"features", "rate"})
     assert again is not None and again.about == first.about
     assert all(
         map(torch.equal, again.by_place["3"].features.parts, first.by_place["3"].features.parts)
     )
     other = MODEL.model_copy(update={"fingerprint": "0" * 64, "name": "other"})
     with pytest.raises(FingerprintError, match="is of the model 'm', not of 'other'"):
-        existing(path, other)
+        existing(path, other, SMALL)
+    more = replace(SMALL, features=48, updates=5)
+    assert existing(path, MODEL, more, {"rate"}) is not None
+    with pytest.raises(DataError, match="--features 48: .* was trained with 24: leave the option"):
+        existing(path, MODEL, more, {"features"})
     with pytest.raises(DataError, match="has autoencoders of 3 and none of 4"):
         again.require_places(["3", "4"], path)
 

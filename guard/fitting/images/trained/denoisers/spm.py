@@ -89,7 +89,8 @@ def random_anchors(concept: Conditioning, count: int, generator: torch.Generator
         noise = noise / noise.flatten(1).norm(dim=1)[:, None, None]
         factor = _SHORTEST + (_LONGEST - _SHORTEST) * share
         length = factor.to(states.device) * states.float().flatten(1).norm(dim=1)
-        return (length[:, None, None] * noise.to(states.device)).to(states.dtype)
+        anchors: Tensor = (length[:, None, None] * noise.to(states.device)).to(states.dtype)
+        return anchors
 
     return rows.with_states({name: drawn(states) for name, states in rows.states.items()})
 

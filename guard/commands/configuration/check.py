@@ -14,8 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from guard.artifact import Artifact
-from guard.commands.proxy_check import describe_policy, describe_upstream, tables_of, warnings_of
-from guard.commands.soundness import findings
+from guard.commands.configuration.proxy_check import (
+    describe_policy,
+    describe_upstream,
+    tables_of,
+    warnings_of,
+)
+from guard.commands.configuration.soundness import findings
 from guard.commands.tables import add_row, new_table
 from guard.config.checks import NO_POLICY
 from guard.config.kinds import kind_of

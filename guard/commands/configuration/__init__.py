@@ -1,0 +1,1 @@
+"""Commands on a configuration: checks, entries that are added, thresholds that are set."""
