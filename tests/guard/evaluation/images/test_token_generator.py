@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,12 @@ def test_other_pixels_of_the_same_tokens_are_another_identity(
     assert TokenImageGenerator(config, suite, model).identity(None) == generator.identity(None)
     images, decoder = model.images, deepcopy(model.images.autoencoder)
     next(decoder.parameters()).data += 1
-    for change in ({"codes": images.codes.flip(0)}, {"autoencoder": decoder}, {"top_p": 0.5}):
+    changes: list[dict[str, Any]] = [
+        {"codes": images.codes.flip(0)},
+        {"autoencoder": decoder},
+        {"top_p": 0.5},
+    ]
+    for change in changes:
         other = TokenImageModel(model.chat, replace(images, **change))
         found = TokenImageGenerator(config, suite, other).identity(None)
         assert found != generator.identity(None), change
