@@ -163,7 +163,11 @@ class Directory:
         return principal
 
     def _made(self, snapshot: _Snapshot, level: Key | Team) -> Principal:
-        team = snapshot.teams.get(level.team or "") if isinstance(level, Key) else level
+        if isinstance(level, Key):
+            # a key whose team is missing must be an error, not a key without a team's limits
+            team = snapshot.teams[level.team] if level.team is not None else None
+        else:
+            team = level
         levels: list[Level] = []
         if team is not None:
             levels = [snapshot.organisations[team.organisation], team]

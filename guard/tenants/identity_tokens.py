@@ -187,9 +187,18 @@ def fetch_json(url: str) -> Any:
     opener = urllib.request.build_opener(_NoRedirects)
     try:
         with opener.open(url, timeout=_PATIENCE_S) as response:
-            content = response.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise GuardError(f"{url} answers with more than {_MOST_BYTES} bytes")
-        return json.loads(content)
+            return json.loads(_bounded(url, response))
     except (OSError, ValueError, RecursionError) as error:
         raise GuardError(f"{url} cannot be read: {error}") from None
+
+
+def _bounded(url: str, response: IO[bytes]) -> bytes:
+    content, until = b"", time.monotonic() + _PATIENCE_S
+    # a read of all would start its patience anew at each byte of a slow answer
+    while part := response.read1(65_536):  # type: ignore[attr-defined]
+        content += part
+        if len(content) > _MOST_BYTES:
+            raise GuardError(f"{url} answers with more than {_MOST_BYTES} bytes")
+        if time.monotonic() > until:
+            raise GuardError(f"{url} takes more than {_PATIENCE_S:.0f} s to answer")
+    return content

@@ -246,8 +246,9 @@ class Ledger:
         period = period_of(self.now())
         with self._lock:
             self._stored.update(tokens)
-            if any(key[1] != period for key in self._stored):
-                self._stored = {k: used for k, used in self._stored.items() if k[1] == period}
+            # a server whose clock is ahead may be in the next month already
+            if any(key[1] < period for key in self._stored):
+                self._stored = {k: used for k, used in self._stored.items() if k[1] >= period}
 
     def _used(self, meter: Meter, period: Period) -> int:
         """Tokens of a month; what other servers have spent is known with a delay."""

@@ -22,6 +22,8 @@ from guard.tenants.acts import Act, Note
 from guard.tenants.database import Database
 from guard.tenants.inheritance import level_problems
 from guard.tenants.levels import (
+    LONGEST_LIFE_S,
+    LONGEST_OVERLAP_S,
     TENANT_NAME,
     Key,
     Kind,
@@ -135,8 +137,10 @@ class TenantStore:
         if (team is None) is (role == "tenant"):
             raise InvalidTenant("a key of the role 'tenant' has a team, and only such a one")
         created = self._now()
-        if expires is not None and expires <= created:
-            raise InvalidTenant("'expires' lies in the past")
+        if expires is not None and not created < expires <= created + LONGEST_LIFE_S:
+            raise InvalidTenant(
+                f"a key expires in the future, in {LONGEST_LIFE_S // 86_400} days at the latest"
+            )
         identity, text = new_key()
         made = Key(identity, team, name, role, hash_key(text), settings, created, expires=expires)
         with self._change() as (connection, revision):
@@ -177,10 +181,16 @@ class TenantStore:
 
     def rotate(self, identity: str, overlap_s: float) -> tuple[Key, str]:
         """A new text of a key; the old one is taken for `overlap_s` seconds more. Raises
-        UnknownTenant."""
+        UnknownTenant and InvalidTenant."""
+        if not 0 <= overlap_s <= LONGEST_OVERLAP_S:
+            raise InvalidTenant(
+                f"an overlap has {LONGEST_OVERLAP_S // 86_400} days at most", param="overlap"
+            )
         with self._change() as (connection, revision):
             key = _in_force(connection, "key", identity)
             assert isinstance(key, Key)
+            if key.expires is not None and key.expires <= self._now():
+                raise InvalidTenant(f"the key {identity!r} has expired: make a new one")
             _, text = new_key(identity)
             values = {
                 "hash": hash_key(text),

@@ -35,14 +35,19 @@ def metered(app: ASGIApp) -> ASGIApp:
             return
         scope = {**scope, "headers": [*scope["headers"]]}
         MutableHeaders(scope=scope)["accept-encoding"] = "identity"
-        usage = AnswerUsage(_length(scope))
+        usage = AnswerUsage()
+
+        async def receive_counted() -> Message:
+            message = await receive()
+            usage.read_request(message)
+            return message
 
         async def send_counted(message: Message) -> None:
             usage.read(message)
             await send(message)
 
         try:
-            await app(scope, receive, send_counted)
+            await app(scope, receive_counted, send_counted)
         finally:
             exchange.spend(usage.tokens())
 
@@ -50,13 +55,17 @@ def metered(app: ASGIApp) -> ASGIApp:
 
 
 class AnswerUsage:
-    """The tokens of one answer, in any API's words; `request_bytes` is for the estimate."""
+    """The tokens of one answer, in any API's words."""
 
-    def __init__(self, request_bytes: int) -> None:
-        self._request_bytes = request_bytes
+    def __init__(self) -> None:
+        self._request_bytes = 0
         self._head, self._tail = b"", bytearray()
-        self._is_stream = False
+        self._is_stream = self._is_whole = False
         self._events = 0
+
+    def read_request(self, message: Message) -> None:
+        """Read a message of the request, for the estimate."""
+        self._request_bytes += len(message.get("body", b""))
 
     def read(self, message: Message) -> None:
         """Read a message of the answer."""
@@ -65,6 +74,7 @@ class AnswerUsage:
             self._is_stream = kind.startswith("text/event-stream")
             return
         body: bytes = message.get("body", b"")
+        self._is_whole = not message.get("more_body", False)
         if (room := _HEAD_BYTES - len(self._head)) > 0:
             self._head += body[:room]
             body = body[room:]
@@ -75,15 +85,19 @@ class AnswerUsage:
             del self._tail[:-_TAIL_BYTES]
 
     def tokens(self) -> int:
-        """All tokens: those that the answer says; where a stream says none, about one for each of
-        its events, and one for four bytes of the request."""
+        """All tokens: those that the answer says. Where a stream has not said them, or has broken
+        off, about one for each of its events, and one for four bytes of the request."""
         found = [*_usages(self._head + self._tail)]
-        if not found:
-            estimate = self._request_bytes // _CHARS_PER_TOKEN + self._events
-            return estimate if self._events else 0
         # in a stream the later ones replace the earlier, but need not repeat them
-        prompt = max(_largest(usage, _PROMPT) + _sum(usage, _CACHED) for usage in found)
-        return prompt + max(_largest(usage, _COMPLETION) for usage in found)
+        prompt = max(
+            (_largest(usage, _PROMPT) + _sum(usage, _CACHED) for usage in found), default=0
+        )
+        completion = max((_largest(usage, _COMPLETION) for usage in found), default=0)
+        if self._events and not (self._is_whole and prompt + completion):
+            # a stream's first event may have the tokens of the prompt alone
+            completion = max(completion, self._events)
+            prompt = prompt or self._request_bytes // _CHARS_PER_TOKEN
+        return prompt + completion
 
 
 def _usages(part: bytes) -> Iterator[dict[str, Any]]:
@@ -105,8 +119,3 @@ def _largest(usage: dict[str, Any], names: tuple[str, ...]) -> int:
 
 def _sum(usage: dict[str, Any], names: tuple[str, ...]) -> int:
     return sum(_count(usage, name) for name in names)
-
-
-def _length(scope: Scope) -> int:
-    announced = Headers(scope=scope).get("content-length", "")
-    return int(announced[:12]) if announced.isdecimal() else 0

@@ -22,6 +22,7 @@ SHIPPED = (
     "examples/medication-dosing/steer.safetensors",
     "examples/emoji/fitted/knife-cgce.safetensors",
     "examples/emoji/weights/unet/diffusion_pytorch_model.safetensors",
+    "examples/emoji/tokens/weights/model.safetensors",
     "examples/screens/fitted/weapons.safetensors",
 )
 

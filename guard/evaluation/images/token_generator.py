@@ -44,13 +44,18 @@ class TokenImageGenerator:
     def identity(self, policy: str | None) -> str:
         """See `ImageGenerator.identity`."""
         images = self._model.images
-        parts: list[object] = [self._plans.served.fingerprint, images.temperature, images.top_p]
+        parts: list[object] = [self._plans.served.fingerprint, images.identity]
         if policy is not None:
             plan = self._plan(policy)
             artifacts = {guard.name: guard.artifact for guard in self._config.guards}
-            parts.append(plan.action)
             parts += [
-                [Artifact.load(artifacts[guard.name]).digest, guard.threshold, guard.strength]
+                [
+                    Artifact.load(artifacts[guard.name]).digest,
+                    guard.threshold,
+                    guard.strength,
+                    guard.recheck,
+                    plan.action_of(guard),
+                ]
                 for guard in plan.guards
             ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -8,11 +8,10 @@ from pydantic import Field
 
 from guard.config.policy_schema import Names
 from guard.config.section import Name
-from guard.tenants.levels import Role
+from guard.tenants.levels import LONGEST_LIFE_S, LONGEST_OVERLAP_S, Role
 from guard.verdict import VerdictDetail
 from server.wire.schemas.base import Part
 
-LONGEST_OVERLAP_S = 30 * 86_400
 _Limit = Annotated[int | None, Field(ge=1, le=10**15)]
 
 
@@ -50,7 +49,7 @@ class KeyBody(LevelBody):
     name: str
     team: str | None = None
     role: Role = "tenant"
-    expires_in: Annotated[int | None, Field(ge=1, le=10 * 366 * 86_400)] = None
+    expires_in: Annotated[int | None, Field(ge=1, le=LONGEST_LIFE_S)] = None
 
 
 class RotationBody(Part):

@@ -7,6 +7,7 @@ stand behind the tokens of text in the vocabulary; an image is `rows * columns` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from steering.engines.transformers.sampling import RowSampling
 from steering.engines.transformers.tokens import PromptTokenizer
+from steering.fingerprint import fingerprint
 from steering.prompt import Prompt
 
 IMAGE_TOKENS = "image_tokens.json"
@@ -95,6 +97,14 @@ class ImageTokens:
         """Width and height of an image in pixels."""
         scale = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
         return scale * self.columns, scale * self.rows
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of all of it: other tokens or other pixels of a seed are another one."""
+        digest = hashlib.sha256(self.codes.cpu().numpy().tobytes())
+        sampled = (self.first, self.rows, self.columns, self.temperature, self.top_p)
+        digest.update(f"{sampled} {fingerprint(self.autoencoder)}".encode())
+        return digest.hexdigest()
 
     def prompt(self, tokenizer: PromptTokenizer, text: str) -> Prompt:
         """The prompt of a text, behind which an image begins. Raises ValueError as

@@ -84,6 +84,8 @@ def test_a_key_from_its_making_to_its_end(guard: Command) -> None:
         ("keys new acme/research --role admin", 1, "has a team"),
         ("keys new acme/research --expires soon", 2, "no duration"),
         ("keys rotate 0123456789abcdef --overlap 1w", 2, "no duration"),
+        ("keys new --role admin --expires 999999999d", 1, "in 3660 days at the latest"),
+        ("keys rotate 0123456789abcdef --overlap 999999999d", 1, "30 days at most"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -187,6 +188,25 @@ def test_a_budget_outlives_a_restart_and_is_one_for_all_servers(
         assert again is not None
         with pytest.raises(BudgetExhausted):
             taking.take(again)
+
+
+def test_a_server_whose_clock_is_ahead_spends_the_next_month() -> None:
+    now = [datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC)]
+    ledger = Ledger(now=lambda: now[0])
+    meter = ledger.meter("team a/b", "the team", LevelSettings(tokens_per_month=10))
+    ledger.set_stored({("team a/b", "2026-10"): 10, ("team a/b", "2026-11"): 9})
+    ledger.set_stored({("team a/b", "2026-12"): 10})
+    ledger.take([meter])
+    now[0] += timedelta(seconds=1)
+    with pytest.raises(BudgetExhausted):
+        ledger.take([meter])
+
+
+def test_a_key_whose_team_is_missing_is_not_taken(directory: Directory) -> None:
+    text = made(directory)
+    directory._snapshot.teams.clear()
+    with pytest.raises(KeyError):
+        directory.find(text)
 
 
 def test_usage_that_cannot_be_written_is_written_later(

@@ -3,8 +3,9 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from guard.config.tenants_schema import OidcConfig
 from guard.errors import GuardError, Unauthorized
+from guard.tenants import identity_tokens
 from guard.tenants.identity_tokens import Claims, IdentityTokens, fetch_json
 
 ISSUER = "https://login.example.com"
@@ -147,6 +149,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.end_headers()
+        if self.path == "/slow":
+            with suppress(OSError):
+                for _ in range(200):
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+            return
         self.wfile.write(b"[" + b" " * 2**20 + b"]" if self.path == "/large" else b'{"keys": []}')
 
     def log_message(self, *_: Any) -> None:
@@ -170,3 +178,9 @@ def test_a_fetch_is_bounded_and_follows_no_redirect() -> None:
         for path in ("/away", "/large"):
             with pytest.raises(GuardError):
                 fetch_json(url + path)
+
+
+def test_a_fetch_of_a_slow_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity_tokens, "_PATIENCE_S", 0.3)
+    with listening() as url, pytest.raises(GuardError, match="to answer"):
+        fetch_json(f"{url}/slow")

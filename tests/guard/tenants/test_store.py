@@ -10,7 +10,15 @@ import sqlalchemy as sa
 from guard.config.schema import Config
 from guard.errors import AlreadyExists, GuardError, InvalidTenant, UnknownTenant
 from guard.tenants import database as tables
-from guard.tenants.levels import Key, LevelSettings, Organisation, Team
+from guard.tenants.facts import facts_of
+from guard.tenants.levels import (
+    LONGEST_LIFE_S,
+    LONGEST_OVERLAP_S,
+    Key,
+    LevelSettings,
+    Organisation,
+    Team,
+)
 from guard.tenants.meters import Spent
 from guard.tenants.secret import hash_key
 from guard.tenants.store import TenantStore, UsageRow
@@ -124,6 +132,29 @@ def test_a_key_is_rotated_with_an_overlap(store: TenantStore, team: Team, clock:
     assert at_once.previous_hash is None
     store.revoke("key", made.id)
     with pytest.raises(UnknownTenant):
+        store.rotate(made.id, 0)
+
+
+def test_a_key_ends_at_a_time_that_can_be_told(
+    store: TenantStore, team: Team, clock: Clock
+) -> None:
+    longest = clock.now + LONGEST_LIFE_S
+    made, _ = store.new_key(team.id, "laptop", NONE, expires=longest)
+    assert made.expires == longest
+    for expires in (clock.now, longest + 1, 1e18, float("inf"), float("nan")):
+        with pytest.raises(InvalidTenant):
+            store.new_key(team.id, "laptop", NONE, expires=expires)
+    for overlap_s in (-1, LONGEST_OVERLAP_S + 1, 1e18, float("nan")):
+        with pytest.raises(InvalidTenant):
+            store.rotate(made.id, overlap_s)
+    assert store.get("key", made.id) == made
+    facts_of(store, store.every("key"))
+
+
+def test_an_expired_key_is_not_rotated(store: TenantStore, team: Team, clock: Clock) -> None:
+    made, _ = store.new_key(team.id, "laptop", NONE, expires=clock.now + 60)
+    clock.now += 60
+    with pytest.raises(InvalidTenant, match="expired"):
         store.rotate(made.id, 0)
 
 

@@ -33,12 +33,16 @@ COMPLETED = {"usage": {"input_tokens": 4, "output_tokens": 6}}
 RESPONSES = [{"type": "response.completed", "response": COMPLETED}]
 
 
-def told(body: bytes, media: str, *, size: int = 40, cut: int = 7) -> int:
-    usage = AnswerUsage(size)
+def told(body: bytes, media: str, *, size: int = 40, cut: int = 7, ends: bool = True) -> int:
+    usage = AnswerUsage()
+    for part in (size // 2, size - size // 2):
+        usage.read_request({"type": "http.request", "body": b"x" * part})
     head = [(b"content-type", media.encode())]
     usage.read({"type": "http.response.start", "status": 200, "headers": head})
     for start in range(0, len(body), cut):
-        usage.read({"type": "http.response.body", "body": body[start : start + cut]})
+        more = not ends or start + cut < len(body)
+        part = body[start : start + cut]
+        usage.read({"type": "http.response.body", "body": part, "more_body": more})
     return usage.tokens()
 
 
@@ -57,6 +61,18 @@ def test_a_stream_says_its_tokens(events: list[Any], tokens: int, cut: int) -> N
 
 def test_a_stream_that_says_none_is_estimated() -> None:
     assert told(stream(OPENAI), "text/event-stream", cut=10**6) == 40 // 4 + 3
+
+
+def test_a_stream_that_breaks_off_has_used_what_it_has_sent() -> None:
+    begun = stream(ANTHROPIC[:1] + ANTHROPIC[1:2] * 50)
+    assert told(begun, "text/event-stream", ends=False, cut=10**6) == 7 + 51
+    assert told(stream(WITH_USAGE), "text/event-stream", ends=False, cut=10**6) == 5 + 4
+
+
+def test_what_is_repeated_of_the_request_is_no_usage() -> None:
+    tools = [{"parameters": {"properties": {"usage": {"type": "object"}}}}]
+    events = [{"response": {"tools": tools}}, *OPENAI]
+    assert told(stream(events), "text/event-stream", cut=10**6) == 40 // 4 + 4
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from guard.commands.fit.images.training import (
 )
 from guard.commands.fit.options import AsJson, ConceptFile, Device, Guidance, Model, NearFpr, Out
 from guard.data.concept import Concept, read_concept
+from guard.errors import DataError
 from guard.fitting.images.trained.denoisers.kinds import KINDS, kinds_in
 from guard.reporting.progress import Stages
 
@@ -72,11 +73,12 @@ def spm(
         typer.Option(help="Prompts without the concept, or Gaussian states, as published."),
     ] = "prompts",
     transport: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--transport/--no-transport", help="Let the strength follow the prompt's score."
+            "--transport/--no-transport",
+            help="Let the strength follow the score of the gate, as it does where there is one.",
         ),
-    ] = True,
+    ] = None,
     batch: Batch = 4,
     images: Images = 8,
     steps: Steps = 12,
@@ -99,13 +101,15 @@ def spm(
     """Fit SPM: one-dimensional adapters that erase, anchored where they must not act."""
     from guard.fitting.images.trained.denoisers.spm import Spm
 
+    if transport and ungated:
+        raise DataError("--transport: follows the score of a gate: leave --ungated out")
     made = _trajectories(images, steps, guidance, refresh)
     eraser = Spm(surrogate, eta, keep, anchors, batch, made)
     run = FitRun(
         model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
     )
     training = training_of(rank, updates, rate, seed, penalty, project)
-    _save(run, lambda _concept: eraser, training, layers, transport=transport)
+    _save(run, lambda _concept: eraser, training, layers, transport=transport is not False)
 
 
 def co_erasing(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +91,36 @@ def test_policies_that_generate_other_images_have_other_identities(
 ) -> None:
     policies = (None, "silent", "observe", "steer", "both", "block")
     assert len({generator.identity(policy) for policy in policies}) == len(policies)
+
+
+def test_other_pixels_of_the_same_tokens_are_another_identity(
+    config: Config, generator: TokenImageGenerator
+) -> None:
+    suite, model = generator._suite, generator._model
+    assert TokenImageGenerator(config, suite, model).identity(None) == generator.identity(None)
+    images, decoder = model.images, deepcopy(model.images.autoencoder)
+    next(decoder.parameters()).data += 1
+    changes: list[dict[str, Any]] = [
+        {"codes": images.codes.flip(0)},
+        {"autoencoder": decoder},
+        {"top_p": 0.5},
+    ]
+    for change in changes:
+        other = TokenImageModel(model.chat, replace(images, **change))
+        found = TokenImageGenerator(config, suite, other).identity(None)
+        assert found != generator.identity(None), change
+
+
+def test_the_action_of_a_single_guard_is_of_the_identity(
+    config: Config, generator: TokenImageGenerator
+) -> None:
+    policy = config.policies["both"].model_copy(update={"actions": {"never": "block"}})
+    policies = {**config.policies, "both": policy}
+    other = TokenImageGenerator(
+        config.model_copy(update={"policies": policies}), generator._suite, generator._model
+    )
+    assert other.identity("both") != generator.identity("both")
+    assert other.identity("steer") == generator.identity("steer")
 
 
 def test_what_it_cannot_do_is_refused(generator: TokenImageGenerator) -> None:

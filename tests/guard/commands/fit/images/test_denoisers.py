@@ -76,3 +76,8 @@ def test_bad_input_is_one_line(
 def test_kinds_of_layers_are_checked_before_a_model_is_loaded(tmp_path: Path) -> None:
     result = fit("spm", tmp_path, "no-such-model", "--layers", "nothing")
     assert result.exit_code == 1 and "is no kind of layer" in result.stderr
+
+
+def test_a_transport_without_a_gate_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    result = fit("spm", tmp_path, "no-such-model", "--transport", "--ungated")
+    assert result.exit_code == 1 and "follows the score of a gate" in result.stderr
