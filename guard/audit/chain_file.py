@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ from guard.errors import GuardError
 
 Reason = Literal["opened", "count", "time", "rotated", "closed"]
 _ENDS = ("closed", "rotated")
+_SIGN_EVERY_S = 60.0
+"""A checkpoint ends the first lines that come this long after the last one."""
 _TRIES = 8
 """Of finding the file at the path, while others move it."""
 
@@ -62,6 +65,7 @@ class ChainFile:
         self._writer = os.urandom(4).hex()
         self._opened = self._broken = False
         self._unsigned = False
+        self._signed_at = time.monotonic()
         self._known: tuple[int, Head] | None = None
         """The size of the file after the last write, and the head there."""
         self._start()
@@ -174,6 +178,9 @@ class ChainFile:
             own.append(self._checkpoint("opened"))
         lines: list[bytes] = []
         signed = -1
+        is_late = time.monotonic() - self._signed_at >= _SIGN_EVERY_S
+        if is_late and entries and entries[-1].get("event") != CHECKPOINT:
+            entries = [*entries, self._checkpoint("time")]
         for entry in [*own, *entries]:
             parts = [entry]
             if (head.seq + 1) % EVERY == 0 and entry.get("event") != CHECKPOINT:
@@ -189,6 +196,7 @@ class ChainFile:
         self._unsigned = signed < len(lines) - 1
         self._known = os.fstat(self._file).st_size, head
         if signed >= 0:
+            self._signed_at = time.monotonic()
             with suppress(OSError):  # the log itself has the checkpoint
                 os.pwrite(self._side, lines[signed], 0)
                 os.ftruncate(self._side, len(lines[signed]))

@@ -199,12 +199,12 @@ class _Chained:
     def _write(self, entries: list[_Entry]) -> None:
         try:
             self._put(entries)
-        except OSError:
-            # as many as there is room for
+        except Exception:
+            # as many as there is room for; no line, whatever is wrong with it, may stop the thread
             for entry in entries:
                 try:
                     self._put([entry])
-                except OSError as error:
+                except Exception as error:
                     self._refuse(entry, error)
         for entry in entries:
             if entry.written is not None:
@@ -225,12 +225,12 @@ class _Chained:
             self._lost -= lost
         self.written()
 
-    def _refuse(self, entry: _Entry, error: OSError) -> None:
+    def _refuse(self, entry: _Entry, error: Exception) -> None:
         with self._lock:
             self._lost += 1
-        entry.error = error
+        entry.error = error if isinstance(error, OSError) else OSError(str(error))
         if entry.written is None:
-            self.lost(error)
+            self.lost(entry.error)
 
     def _sign(self) -> None:
         with self._lock, suppress(OSError, GuardError):

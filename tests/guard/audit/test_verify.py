@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from guard.audit import AuditLog, writer
+from guard.audit import AuditLog, chain_file, writer
 from guard.audit.chain import EVERY, START, Head, digest, encode, head_of
 from guard.audit.chain_file import checkpoint_path
 from guard.audit.signing import Signer, new_key
@@ -151,6 +151,17 @@ def test_each_thousandth_line_is_a_checkpoint(tmp_path: Path) -> None:
     assert (report.faults, report.checkpoints) == ([], 4)
     signed = [entry["seq"] for entry in entries(path) if entry.get("reason") == "count"]
     assert signed == [EVERY, 2 * EVERY]
+
+
+def test_lines_that_come_slowly_are_signed_after_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain_file, "_SIGN_EVERY_S", 0.0)
+    with opened(tmp_path) as log:
+        log.append_event("a")
+        assert entries(log.path)[-1]["reason"] == "time"
+    assert entries(log.path)[-1]["reason"] == "closed"
+    assert checked(log.path).faults == []
 
 
 def test_lines_from_before_the_chain_are_told(tmp_path: Path) -> None:

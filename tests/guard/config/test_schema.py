@@ -65,6 +65,14 @@ def problems(folder: Path, text: str | bytes) -> list[str]:
     return list(error.value.problems)
 
 
+def test_the_audit_key_is_relative_too_and_is_for_an_audit_log(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[server]\naudit_log = "audit.jsonl"\naudit_key = "audit.pem"\n', "utf-8")
+    assert load_config(path).server.audit_key == tmp_path / "audit.pem"
+    (problem,) = problems(tmp_path, '[server]\naudit_key = "audit.pem"\n')
+    assert "signs the audit log: add 'audit_log'" in problem
+
+
 def test_a_valid_file_is_read_with_paths_relative_to_its_folder(
     tmp_path: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
