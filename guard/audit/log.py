@@ -190,6 +190,8 @@ class _Chained:
         with self._lock:
             if self._file is not None:
                 try:
+                    if self._lost:
+                        self._file.write([self._losses()])
                     self._file.close()
                 except (OSError, GuardError) as error:
                     logger.error("the audit log has no last checkpoint: %s", error)
@@ -217,13 +219,16 @@ class _Chained:
                 raise OSError("the audit log is closed")
             lost = self._lost
             if lost:
-                lines.append({"time": self._now(), "event": LOST, "lines": lost})
+                lines.append(self._losses())
             try:
                 self._file.write(lines)
             except GuardError as error:
                 raise OSError(error.message) from error
             self._lost -= lost
         self.written()
+
+    def _losses(self) -> dict[str, Any]:
+        return {"time": self._now(), "event": LOST, "lines": self._lost}
 
     def _refuse(self, entry: _Entry, error: Exception) -> None:
         with self._lock:
