@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
@@ -42,6 +42,14 @@ class GracefulServer(uvicorn.Server):
         self.on_hangup = on_hangup
         self.on_stop = on_stop
         self.grace_s = grace_s
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the signal that stopped the server is not raised again: SIGTERM would
+        end the process before what is open around the server is closed (audit log, counters)."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self.on_hangup is not None:

@@ -102,26 +102,21 @@ class ScreenedExchange:
         self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None = None
     ) -> Sequence[Sequence[ScreenedText]]:
         """`Screener.read`; where a model fails and the policy is open, what is read without it."""
-        with self.exchange.trace.stage("screens of text"):
-            return await self._read(texts, screens, tail)
-
-    async def _read(
-        self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None
-    ) -> Sequence[Sequence[ScreenedText]]:
         screener = self.context.screener
-        try:
-            return await screener.read(texts, screens, tail, self.caller)
-        except GuardFailed as error:
-            if self.plan.on_error == "closed":
-                raise
-            self.findings.fail(error.message)
-        results: list[list[ScreenedText]] = [[] for _ in texts]
-        for same in _by_reader(screens):
-            with suppress(GuardFailed):
-                rows = await screener.read(texts, same, tail, self.caller)
-                for result, found in zip(results, rows, strict=True):
-                    result += found
-        return results
+        with self.exchange.trace.stage("screens of text"):
+            try:
+                return await screener.read(texts, screens, tail, self.caller)
+            except GuardFailed as error:
+                if self.plan.on_error == "closed":
+                    raise
+                self.findings.fail(error.message)
+            results: list[list[ScreenedText]] = [[] for _ in texts]
+            for same in _by_reader(screens):
+                with suppress(GuardFailed):
+                    rows = await screener.read(texts, same, tail, self.caller)
+                    for result, found in zip(results, rows, strict=True):
+                        result += found
+            return results
 
     async def read_images(self, images: Sequence[WantedImage]) -> Sequence[ImageReading]:
         """`ImageScreener.read`; where that fails and the policy is open, each image has a fault."""

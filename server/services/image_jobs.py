@@ -1,51 +1,13 @@
-"""The rows of one HTTP request for images: submitted, timed, cancelled when the client is gone.
-
-`ImageBatchRow` is what the rows of all services of images have in common.
-"""
+"""The rows of one HTTP request for images: submitted, timed, cancelled when the client is gone."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from guard.errors import GuardError
-from guard.plans.base import Plan
 from server.errors import RequestTimeout
 from server.services.interface import GeneratedImage, ImageRowRequest, ImageService
-from server.services.loop import BatchRow
-
-
-class ImageBatchRow(BatchRow):
-    """A request for one image on its way: an `ImageRowHandle`."""
-
-    request: ImageRowRequest
-
-    def __init__(
-        self,
-        request: ImageRowRequest,
-        plan: Plan[Any],
-        loop: asyncio.AbstractEventLoop,
-        cancel: Callable[[Any], None],
-    ) -> None:
-        super().__init__(loop)
-        self.request, self.plan, self._cancel = request, plan, cancel
-        self.pixels: NDArray[np.uint8] | None = None
-
-    async def image(self) -> GeneratedImage:
-        event = await self.next_event()
-        if isinstance(event, GuardError):
-            raise event
-        assert isinstance(event, GeneratedImage)
-        return event
-
-    async def aclose(self) -> None:
-        if not self.ended:
-            self._cancel(self)
 
 
 @dataclass(frozen=True, slots=True)

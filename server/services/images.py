@@ -21,7 +21,7 @@ from guard.plans.fallback import Fallback, Next
 from guard.plans.images import ImagePlan, ImagePlans
 from guard.verdict import Verdict
 from server.errors import EngineFailed, ImageBlocked
-from server.services.image_jobs import ImageBatchRow
+from server.services.image_rows import ImageBatchRow
 from server.services.interface import GeneratedImage, ImageModelInfo, ImageRowRequest, SourceImage
 from server.services.loop import EngineLoop, guard_failed
 from server.wire.embeddings import invalid

@@ -14,7 +14,7 @@ from guard.errors import ContextExceeded, RequestError, UnknownPolicy
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import Verdict
 from server.errors import ImageBlocked
-from server.services.image_jobs import ImageBatchRow
+from server.services.image_rows import ImageBatchRow
 from server.services.interface import GeneratedImage, ImageModelInfo, ImageRowRequest
 from server.services.loop import EngineLoop, guard_failed
 from steering.engines.transformers.engine import RowStart, TransformersEngine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import os
 import signal
@@ -77,6 +78,8 @@ def url(folder: Path) -> Iterator[str]:
 def _given(page: str) -> dict[str, Any]:
     """What the examples of a page take as there."""
     if page == "docs/images.md":
+        # diffusers loads a class of another package where that is imported: `load_pipeline` does it
+        importlib.import_module("steering.engines.diffusion.patch_autoencoder")
         return {"path": add_model("emoji").path}
     if page != "docs/serving.md":
         return {}

@@ -16,6 +16,7 @@ from classifiers.text.patterns.matching import PatternSet
 from guard.config.policy_schema import ScreenConfig
 from guard.errors import GuardFailed
 from guard.plans.screens import TextPlan, TextScreen
+from server.observe.exchange import Exchange
 from server.screening.bodies.texts import JsonText
 from server.screening.errors import TextTooLong
 from server.screening.exchange import ScreenedExchange
@@ -156,6 +157,7 @@ def test_where_a_model_of_names_fails_open_all_other_screens_read() -> None:
     plan = TextPlan("p", "open", ScreenConfig(), tuple(screens), {})
     exchange: Any = SimpleNamespace(
         context=SimpleNamespace(screener=_Failing()),
+        exchange=Exchange("r"),
         plan=plan,
         findings=Findings(plan),
         caller=Caller(),
