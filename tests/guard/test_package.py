@@ -13,8 +13,8 @@ PUBLIC = (
     "artifact artifact_store audit cache cli errors verdict commands.artifact.artifacts "
     "commands.artifact.inspect commands.configuration.check commands.demo.command "
     "commands.eval.command commands.fit.command commands.models config.artifact_paths "
-    "config.checks config.keys config.kinds config.schema config.toml_lines data.prompts "
-    "models.sources reporting.progress"
+    "config.checks config.kinds config.schema config.toml_lines data.prompts "
+    "models.sources reporting.progress tenants.keys"
 )
 
 
