@@ -269,20 +269,15 @@ class ImageModelInfo(ModelInfo):
         return f"{self.width}x{self.height}"
 
     def facts(self) -> Mapping[str, Any]:
-        facts = {**ModelInfo.facts(self), "size": self.size}
-        if not self.denoises:
-            return facts
-        return {
-            **facts,
+        denoising = {
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "max_steps": self.max_steps,
             "embeddings": self.embeddings
-            and {
-                "width": self.embeddings.width,
-                "largest_norm": self.embeddings.norm,
-            },
+            and {"width": self.embeddings.width, "largest_norm": self.embeddings.norm},
         }
+        size = {**ModelInfo.facts(self), "size": self.size}
+        return size | denoising if self.denoises else size
 
 
 Event = TextDelta | CallDelta | CallEnd | FinishedText
