@@ -156,7 +156,7 @@ def test_a_configuration_that_does_not_hold_and_a_source_that_is_not_there(tmp_p
 
 def test_an_unknown_extra_is_one_line() -> None:
     failed = CliRunner().invoke(app, ["doctor", "--for", "everything"])
-    assert failed.exit_code == 1 and "no such extra: give one of audit, diffusers" in failed.stderr
+    assert failed.exit_code == 1 and "no such extra: give one of " in failed.stderr
     assert failed.stderr.strip().count("\n") == 0
 
 
