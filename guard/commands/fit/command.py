@@ -27,6 +27,7 @@ from guard.commands.fit.screen import screen
 from guard.commands.fit.sparse import sparse
 from guard.commands.fit.steer import steer
 from guard.commands.fit.subspaces import ablation, kif
+from guard.commands.option_groups import grouped
 
 app = typer.Typer(add_completion=False, help="Fit a guard.", no_args_is_help=True)
 
@@ -70,7 +71,7 @@ for _name, _fit in _GATED.items():
         epilog=f"Example: guard fit {_name} --model smollm2 --concept character/harry-potter "
         "--forget examples/harry-potter/forget.jsonl --retain examples/harry-potter/retain.jsonl "
         f"--gate examples/harry-potter/steer.safetensors --out harry-potter-{_name}.safetensors",
-    )(_fit)
+    )(grouped(_fit))
 _OF_CONCEPT_FILES: dict[str, Callable[..., None]] = {
     "safree": safree,
     "nearest": nearest,
@@ -97,4 +98,4 @@ for _name, _fit in _OF_CONCEPT_FILES.items():
         _name,
         epilog=f"Example: guard fit {_name} --model emoji "
         f"--concept-file examples/emoji/guards/knife.json --out knife-{_name}.safetensors",
-    )(_fit)
+    )(grouped(_fit))

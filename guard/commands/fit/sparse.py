@@ -8,21 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.commands.fit.gated import (
-    AsJson,
-    Concept,
-    Description,
-    FittedGate,
-    Forget,
-    Fpr,
-    NearFpr,
-    Out,
-    Retain,
-    Seed,
-    read,
-    run,
-)
-from guard.commands.fit.options import Device, Model, ModelDtype
+from guard.commands.fit.gated import FittedGate, GatedRun
 from guard.commands.fit.output import require_writable
 from guard.errors import DataError
 from guard.reporting.progress import Stages
@@ -67,11 +53,7 @@ Rate = Annotated[
 
 
 def sparse(
-    model: Model,
-    concept: Concept,
-    forget: Forget,
-    retain: Retain,
-    out: Out,
+    run: GatedRun,
     gate: FittedGate = None,
     autoencoder: Autoencoder = None,
     layers: Annotated[
@@ -86,13 +68,6 @@ def sparse(
     active: Active = None,
     updates: Updates = None,
     rate: Rate = None,
-    fpr: Fpr = 0.01,
-    near_fpr: NearFpr = 0.05,
-    seed: Seed = 0,
-    description: Description = "",
-    dtype: ModelDtype = "float32",
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit a guard of sparse features: those that tell a subject, taken out of the residual stream
     where a prompt's gate fires.
@@ -100,23 +75,18 @@ def sparse(
     Writes NAME.safetensors, NAME.report.json and NAME.report.html.
     """
     places = None if layers is None else _layers(layers)
-    given_file = autoencoder_of(autoencoder, out)
-    training, given_settings = training_of(features, active, updates, rate, seed)
+    given_file = autoencoder_of(autoencoder, run.out)
+    training, given_settings = training_of(features, active, updates, rate, run.seed)
 
     def fit(chat: ChatModel, given: TokenGate | None, progress: Stages) -> Fit:
-        from guard.fitting.gated.token_gate import TokenGate
         from guard.fitting.sparse.language import SparseFit, fit_sparse
-        from guard.fitting.steering.gate_search import GateRates
 
         request = SparseFit(given_file, erased, places, training, given_settings)
-        about, others = rows
-        if given is None:
-            rates = GateRates(fpr, near_fpr)
-            given = TokenGate.fitted(chat, about, others, rates, seed=seed, progress=progress)
-        return fit_sparse(chat, about, others, given, request, seed=seed, progress=progress)
+        taken = run.gate_of(chat, given, rows, progress)
+        return fit_sparse(chat, *rows, taken, request, seed=run.seed, progress=progress)
 
-    rows = read(forget, retain, out, concept, description, model)
-    run(fit, model, dtype, device, gate, concept, description, out, as_json)
+    rows = run.read()
+    run.save(fit, gate)
 
 
 def training_of(

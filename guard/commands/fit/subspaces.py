@@ -7,21 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guard.commands.fit.gated import (
-    AsJson,
-    Concept,
-    Description,
-    FittedGate,
-    Forget,
-    Fpr,
-    NearFpr,
-    Out,
-    Retain,
-    Seed,
-    read,
-    run,
-)
-from guard.commands.fit.options import Device, Model, ModelDtype
+from guard.commands.fit.gated import FittedGate, GatedRun
 from guard.reporting.progress import Stages
 
 if TYPE_CHECKING:
@@ -33,20 +19,9 @@ Rank = Annotated[int, typer.Option(min=1, max=4, help="Directions that are taken
 
 
 def ablation(
-    model: Model,
-    concept: Concept,
-    forget: Forget,
-    retain: Retain,
-    out: Out,
+    run: GatedRun,
     gate: FittedGate = None,
     rank: Rank = 1,
-    fpr: Fpr = 0.01,
-    near_fpr: NearFpr = 0.05,
-    seed: Seed = 0,
-    description: Description = "",
-    dtype: ModelDtype = "float32",
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit a directional ablation: the direction of a subject, taken out of the residual stream
     where a prompt's gate fires.
@@ -56,25 +31,16 @@ def ablation(
 
     def fit(chat: ChatModel, given: TokenGate | None, progress: Stages) -> Fit:
         from guard.fitting.gated.fit import fit_ablation
-        from guard.fitting.gated.token_gate import TokenGate
-        from guard.fitting.steering.gate_search import GateRates
 
-        rates = GateRates(fpr, near_fpr)
-        about, others = rows
-        if given is None:
-            given = TokenGate.fitted(chat, about, others, rates, seed=seed, progress=progress)
-        return fit_ablation(chat, about, others, given, rank=rank, seed=seed, progress=progress)
+        taken = run.gate_of(chat, given, rows, progress)
+        return fit_ablation(chat, *rows, taken, rank=rank, seed=run.seed, progress=progress)
 
-    rows = read(forget, retain, out, concept, description, model)
-    run(fit, model, dtype, device, gate, concept, description, out, as_json)
+    rows = run.read()
+    run.save(fit, gate)
 
 
 def kif(
-    model: Model,
-    concept: Concept,
-    forget: Forget,
-    retain: Retain,
-    out: Out,
+    run: GatedRun,
     gate: Annotated[
         Path | None,
         typer.Option(
@@ -83,13 +49,6 @@ def kif(
         ),
     ] = None,
     rank: Rank = 1,
-    fpr: Fpr = 0.01,
-    near_fpr: NearFpr = 0.05,
-    seed: Seed = 0,
-    description: Description = "",
-    dtype: ModelDtype = "float32",
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit a guard of KIF: the activation signature of a subject, suppressed while it is active.
 
@@ -98,10 +57,8 @@ def kif(
 
     def fit(chat: ChatModel, given: TokenGate | None, progress: Stages) -> Fit:
         from guard.fitting.gated.fit import fit_kif
-        from guard.fitting.steering.gate_search import GateRates
 
-        rates = GateRates(fpr, near_fpr)
-        return fit_kif(chat, *rows, given, rates, rank=rank, seed=seed, progress=progress)
+        return fit_kif(chat, *rows, given, run.rates, rank=rank, seed=run.seed, progress=progress)
 
-    rows = read(forget, retain, out, concept, description, model)
-    run(fit, model, dtype, device, gate, concept, description, out, as_json)
+    rows = run.read()
+    run.save(fit, gate)

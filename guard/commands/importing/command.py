@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from guard.commands.fit.images.run import Count, FitRun, Seed
+from guard.commands.fit.images.run import Count, GatedUnlessAsked, Seed
 from guard.commands.fit.options import AsJson, Device, ModelDtype, Out
 from guard.errors import DataError
 from guard.models.kind_checks import kind_of_model
@@ -149,9 +149,19 @@ def import_checkpoint(
         _require_none(own, "language models")
         if concept_file is None:
             raise DataError("--concept-file: is needed for a model of images")
-        rates = _rates(fpr, near_fpr, _IMAGE_RATES)
-        prompted = 0 if ungated else count
-        run = FitRun(base, concept_file, out, prompted, *rates, seed, device, as_json)
+        far, near = _rates(fpr, near_fpr, _IMAGE_RATES)
+        run = GatedUnlessAsked(
+            model=base,
+            concept_file=concept_file,
+            out=out,
+            count=count,
+            fpr=far,
+            near_fpr=near,
+            seed=seed,
+            device=device,
+            as_json=as_json,
+            ungated=ungated,
+        )
         if transport and ungated:
             raise DataError("--transport: follows the score of a gate: leave --ungated out")
         request = ImportRequest(checkpoint, component, rank, prompts, least_share, transport)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guard.commands.fit.images.run import Count, FitRun, Fpr, Gated, Seed
-from guard.commands.fit.options import AsJson, ConceptFile, Device, Guidance, Model, NearFpr, Out
+from guard.commands.fit.images.run import GatedIfAsked
+from guard.commands.fit.options import Guidance
 from guard.data.concept import Concept, read_concept
 from guard.data.prompts import RetainPrompt, read_rows, texts
 from guard.errors import DataError
@@ -58,9 +58,7 @@ LeastShare = Annotated[
 
 
 def uce(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedIfAsked,
     instead: Instead = None,
     keep: Keep = 0.1,
     ridge: Ridge = 0.1,
@@ -68,29 +66,19 @@ def uce(
     preserve_file: PreserveFile = None,
     rank: Rank = 64,
     least_share: LeastShare = 0.9,
-    gated: Gated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit UCE: the concept edited out of the denoiser's text projections, weights untouched."""
     from guard.fitting.images.closed_form.uce import Uce
 
-    fit = _ClosedFormFit(lambda concept: Uce(_instead(concept, instead), keep, ridge), count, seed)
-    fit = fit.keeping(preserve, preserve_file, None, rank, least_share)
-    run = FitRun(
-        model, concept_file, out, count if gated else 0, fpr, near_fpr, seed, device, as_json
+    fit = _ClosedFormFit(
+        lambda concept: Uce(_instead(concept, instead), keep, ridge), run.count, run.seed
     )
+    fit = fit.keeping(preserve, preserve_file, None, rank, least_share)
     run.save(fit)
 
 
 def rece(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedIfAsked,
     instead: Instead = None,
     rounds: Annotated[
         int, typer.Option(min=1, max=10, help="Rounds after the first edit, at most.")
@@ -117,13 +105,6 @@ def rece(
     preserve_file: PreserveFile = None,
     rank: Rank = 128,
     least_share: LeastShare = 0.9,
-    gated: Gated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit RECE: UCE, and then the states that still bring the concept back, round by round."""
     from guard.fitting.images.closed_form.rece import Rece
@@ -132,20 +113,15 @@ def rece(
     def eraser(concept: Concept) -> ClosedForm:
         return Rece(Uce(_instead(concept, instead), keep, ridge), derive, rounds)
 
-    fit = _ClosedFormFit(eraser, count, seed)
+    fit = _ClosedFormFit(eraser, run.count, run.seed)
     fit = fit.keeping(preserve, preserve_file, None, rank, least_share)
     if judge is not None:
         fit = replace(fit, judging=_Judging(judge, images, steps, guidance))
-    run = FitRun(
-        model, concept_file, out, count if gated else 0, fpr, near_fpr, seed, device, as_json
-    )
     run.save(fit)
 
 
 def trce(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedIfAsked,
     instead: Annotated[
         str | None,
         typer.Option(
@@ -166,13 +142,6 @@ def trce(
     preserve_file: PreserveFile = None,
     rank: Rank = 64,
     least_share: LeastShare = 0.9,
-    gated: Gated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit TRCE's first stage: the end mark of a prompt becomes that of its safe twin."""
     from guard.fitting.images.closed_form.trce import Trce
@@ -181,18 +150,13 @@ def trce(
         twin = _instead(concept, instead) or concept.replacements[0]
         return Trce(twin, keep, ridge, token_weight)
 
-    fit = _ClosedFormFit(eraser, count, seed)
+    fit = _ClosedFormFit(eraser, run.count, run.seed)
     fit = fit.keeping(preserve, preserve_file, prompts, rank, least_share)
-    run = FitRun(
-        model, concept_file, out, count if gated else 0, fpr, near_fpr, seed, device, as_json
-    )
     run.save(fit)
 
 
 def realera(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedIfAsked,
     instead: Instead = None,
     near: Annotated[
         float, typer.Option(min=-1, max=1, help="The lowest cosine of a neighbour to its state.")
@@ -220,13 +184,6 @@ def realera(
     preserve_file: PreserveFile = None,
     rank: Rank = 64,
     least_share: LeastShare = 0.9,
-    gated: Gated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit RealEra's closed form: a neighbourhood of the concept is erased, what is beyond stays."""
     from guard.fitting.images.closed_form.realera import RealEra
@@ -237,13 +194,10 @@ def realera(
 
     def eraser(concept: Concept) -> ClosedForm:
         edit = Uce(_instead(concept, instead), keep, ridge)
-        return RealEra(edit, near, far, radius, samples, directions, seed)
+        return RealEra(edit, near, far, radius, samples, directions, run.seed)
 
-    fit = _ClosedFormFit(eraser, count, seed)
+    fit = _ClosedFormFit(eraser, run.count, run.seed)
     fit = fit.keeping(preserve, preserve_file, prompts, rank, least_share)
-    run = FitRun(
-        model, concept_file, out, count if gated else 0, fpr, near_fpr, seed, device, as_json
-    )
     run.save(fit)
 
 

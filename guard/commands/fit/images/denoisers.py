@@ -4,25 +4,25 @@ overlays."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from guard.commands.fit.images.run import Count, FitRun, Fpr, Seed
+from guard.commands.fit.images.run import FitRun, GatedUnlessAsked
 from guard.commands.fit.images.training import (
     Penalty,
     Project,
     Rank,
     Rate,
     Steps,
-    Ungated,
     Updates,
     image_settings,
     kept_beside,
     save_resumable,
     training_of,
 )
-from guard.commands.fit.options import AsJson, ConceptFile, Device, Guidance, Model, NearFpr, Out
+from guard.commands.fit.options import Guidance
 from guard.data.concept import Concept, read_concept
 from guard.errors import DataError
 from guard.fitting.images.trained.denoisers.kinds import KINDS, kinds_in
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from guard.fitting.images.trained.denoisers.fit import DenoiserEraser
     from guard.fitting.images.trained.denoisers.trajectories import TrajectorySettings
     from guard.fitting.images.training_free import EncodedConcept
-    from guard.fitting.overlays.training import Training
     from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
@@ -61,10 +60,26 @@ Instead = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """The options of a training that are the same for all erasers here."""
+
+    steps: Steps = 12
+    guidance: Guidance = None
+    layers: Layers = None
+    updates: Updates = 300
+    rate: Rate = 1e-3
+    penalty: Penalty = 0.0
+
+    def trajectories(self, count: int, refresh: int) -> TrajectorySettings:
+        from guard.fitting.images.trained.denoisers.trajectories import TrajectorySettings
+
+        return TrajectorySettings(count, self.steps, self.guidance, refresh)
+
+
 def spm(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedUnlessAsked,
+    effort: Effort,
     surrogate: Annotated[str, typer.Option(help="What the concept becomes (c₀).")] = "",
     eta: Eta = 1.0,
     keep: Annotated[float, typer.Option(min=0, max=1e6, help="Weight of the anchors (λ).")] = 1000,
@@ -81,41 +96,30 @@ def spm(
     ] = None,
     batch: Batch = 4,
     images: Images = 8,
-    steps: Steps = 12,
-    guidance: Guidance = None,
     refresh: Refresh = 20,
-    layers: Layers = None,
     rank: Rank = 1,
-    updates: Updates = 300,
-    rate: Rate = 1e-3,
-    penalty: Penalty = 0.0,
     project: Project = True,
-    ungated: Ungated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit SPM: one-dimensional adapters that erase, anchored where they must not act."""
     from guard.fitting.images.trained.denoisers.spm import Spm
 
-    if transport and ungated:
+    if transport and run.ungated:
         raise DataError("--transport: follows the score of a gate: leave --ungated out")
-    made = _trajectories(images, steps, guidance, refresh)
+    made = effort.trajectories(images, refresh)
     eraser = Spm(surrogate, eta, keep, anchors, batch, made)
-    run = FitRun(
-        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
+    _save(
+        run,
+        effort,
+        lambda _concept: eraser,
+        rank,
+        project,
+        transport=transport is not False,
     )
-    training = training_of(rank, updates, rate, seed, penalty, project)
-    _save(run, lambda _concept: eraser, training, layers, transport=transport is not False)
 
 
 def co_erasing(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedUnlessAsked,
+    effort: Effort,
     eta: Eta = 1.0,
     words: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the updates that erase words alone.")
@@ -128,39 +132,22 @@ def co_erasing(
     ] = 40,
     batch: Batch = 4,
     images: Images = 8,
-    steps: Steps = 12,
-    guidance: Guidance = None,
     refresh: Refresh = 20,
-    layers: Layers = None,
     rank: Rank = 8,
-    updates: Updates = 300,
-    rate: Rate = 1e-3,
-    penalty: Penalty = 0.0,
-    ungated: Ungated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit Co-Erasing: the concept's words, and then words beside pictures of it."""
     from guard.fitting.images.trained.denoisers.co_erasing import CoErasing
     from guard.fitting.images.trained.denoisers.picture_tokens import PictureSettings
 
-    pictures = image_settings(2 * images, steps, guidance, seed)
+    pictures = image_settings(2 * images, effort.steps, effort.guidance, run.seed)
     learned = PictureSettings(tokens, token_updates, batch=batch, images=pictures)
-    eraser = CoErasing(eta, words, batch, learned, _trajectories(images, steps, guidance, refresh))
-    run = FitRun(
-        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
-    )
-    _save(run, lambda _concept: eraser, training_of(rank, updates, rate, seed, penalty), layers)
+    eraser = CoErasing(eta, words, batch, learned, effort.trajectories(images, refresh))
+    _save(run, effort, lambda _concept: eraser, rank)
 
 
 def doco(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedUnlessAsked,
+    effort: Effort,
     instead: Instead = None,
     keep: Annotated[
         float, typer.Option(min=0, max=1e6, help="Weight of the anchor's own images.")
@@ -173,40 +160,23 @@ def doco(
     ] = 5e-4,
     batch: Batch = 4,
     images: Images = 16,
-    steps: Steps = 12,
-    guidance: Guidance = None,
-    layers: Layers = None,
     rank: Rank = 8,
-    updates: Updates = 300,
-    rate: Rate = 1e-3,
-    penalty: Penalty = 0.0,
     project: Project = True,
-    ungated: Ungated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit DoCo: images of the concept pass a discriminator as images of an anchor."""
     from guard.fitting.images.trained.denoisers.doco import DoCo
 
-    pictures = image_settings(images, steps, guidance, seed)
+    pictures = image_settings(images, effort.steps, effort.guidance, run.seed)
 
     def eraser(concept: Concept) -> DenoiserEraser:
         return DoCo(_twin(concept, instead), keep, warmup, discriminator_rate, batch, pictures)
 
-    run = FitRun(
-        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
-    )
-    _save(run, eraser, training_of(rank, updates, rate, seed, penalty, project), layers)
+    _save(run, effort, eraser, rank, project)
 
 
 def ant(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedUnlessAsked,
+    effort: Effort,
     eta: Eta = 1.0,
     early: Annotated[
         float, typer.Option(min=0, max=1e6, help="Weight of the early steps, which stay (α1).")
@@ -224,40 +194,22 @@ def ant(
     ] = None,
     batch: Batch = 2,
     images: Images = 8,
-    steps: Steps = 12,
-    guidance: Guidance = None,
     refresh: Refresh = 20,
-    layers: Layers = None,
     rank: Rank = 8,
-    updates: Updates = 300,
-    rate: Rate = 1e-3,
-    penalty: Penalty = 0.0,
     project: Project = True,
-    ungated: Ungated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit ANT, trained: the concept reversed at middle and late steps, early ones as they are."""
     from guard.fitting.images.trained.denoisers.ant import Ant
 
-    made = _trajectories(images, steps, guidance, refresh)
+    made = effort.trajectories(images, refresh)
     at = Ant.boundary if boundary is None else boundary
     eraser = Ant(eta, early, unconditional, at, batch, made)
-    run = FitRun(
-        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
-    )
-    training = training_of(rank, updates, rate, seed, penalty, project)
-    _save(run, lambda _concept: eraser, training, layers)
+    _save(run, effort, lambda _concept: eraser, rank, project)
 
 
 def trce_stage2(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedUnlessAsked,
+    effort: Effort,
     instead: Instead = None,
     weight: Annotated[
         float, typer.Option(min=0, max=1000, help="How far both sides are guided apart.")
@@ -270,84 +222,43 @@ def trce_stage2(
     ] = 100.0,
     batch: Batch = 4,
     images: Images = 16,
-    steps: Steps = 12,
-    guidance: Guidance = None,
-    layers: Layers = None,
     rank: Rank = 8,
-    updates: Updates = 300,
-    rate: Rate = 1e-3,
-    penalty: Penalty = 0.0,
     project: Project = True,
-    ungated: Ungated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit TRCE's second stage: early predictions pushed to the prompt's safe twin."""
     from guard.fitting.images.trained.denoisers.trce import TrceStage2
 
-    made = _trajectories(images, steps, guidance, 1)
+    made = effort.trajectories(images, 1)
 
     def eraser(concept: Concept) -> DenoiserEraser:
         twin = _twin(concept, instead)
         return TrceStage2(twin, weight, margin, keep, batch=batch, trajectories=made)
 
-    run = FitRun(
-        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
-    )
-    _save(run, eraser, training_of(rank, updates, rate, seed, penalty, project), layers)
+    _save(run, effort, eraser, rank, project)
 
 
 def all_but_one(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedUnlessAsked,
+    effort: Effort,
     instead: Instead = None,
     keep: Annotated[
         float, typer.Option(min=0, max=1e6, help="Weight of the empty prompt, which stays (λ).")
     ] = 1.0,
     batch: Batch = 4,
     images: Images = 8,
-    steps: Steps = 12,
-    guidance: Guidance = None,
     refresh: Refresh = 20,
-    layers: Layers = None,
     rank: Rank = 8,
-    updates: Updates = 300,
-    rate: Rate = 1e-3,
-    penalty: Penalty = 0.0,
     project: Project = True,
-    ungated: Ungated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit All but One, trained: the concept's guidance becomes that of an alternative."""
     from guard.fitting.images.trained.denoisers.all_but_one import AllButOne
 
-    made = _trajectories(images, steps, guidance, refresh)
+    made = effort.trajectories(images, refresh)
 
     def eraser(concept: Concept) -> DenoiserEraser:
         return AllButOne(_twin(concept, instead), keep, batch, made)
 
-    run = FitRun(
-        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
-    )
-    _save(run, eraser, training_of(rank, updates, rate, seed, penalty, project), layers)
-
-
-def _trajectories(
-    count: int, steps: int, guidance: float | None, refresh: int
-) -> TrajectorySettings:
-    from guard.fitting.images.trained.denoisers.trajectories import TrajectorySettings
-
-    return TrajectorySettings(count, steps, guidance, refresh)
+    _save(run, effort, eraser, rank, project)
 
 
 def _twin(concept: Concept, instead: str | None) -> str:
@@ -356,16 +267,18 @@ def _twin(concept: Concept, instead: str | None) -> str:
 
 def _save(
     run: FitRun,
+    effort: Effort,
     eraser: Callable[[Concept], DenoiserEraser],
-    training: Training,
-    layers: str | None,
+    rank: int,
+    project: bool = False,
     *,
     transport: bool = False,
 ) -> None:
     """Train, write the artifact and print its figures."""
     from guard.fitting.images.trained.denoisers.fit import fit_denoiser
 
-    kinds = None if layers is None else kinds_in(layers)
+    kinds = None if effort.layers is None else kinds_in(effort.layers)
+    training = training_of(rank, effort.updates, effort.rate, run.seed, effort.penalty, project)
     chosen = eraser(read_concept(run.concept_file))
 
     def fit(

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from guard.commands.fit.images.run import Count, Fit, FitRun, Fpr, Gated, Seed
-from guard.commands.fit.options import AsJson, ConceptFile, Device, Model, NearFpr, Out
+from guard.commands.fit.images.run import Fit, GatedIfAsked
 from guard.data.concept import Concept
 from guard.errors import DataError
 from guard.reporting.progress import Stages
@@ -27,52 +26,28 @@ Phrase = Annotated[
 
 
 def safe_guidance(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedIfAsked,
     preset: Annotated[
         Literal["weak", "medium", "strong", "max"], typer.Option(help="The paper's configurations.")
     ] = "medium",
     phrase: Phrase = None,
-    gated: Gated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit safe latent diffusion: guidance away from the concept while an image is generated."""
     fit = _guide("safe-guidance", phrase, preset)
-    prompts = count if gated else 0
-    run = FitRun(model, concept_file, out, prompts, fpr, near_fpr, seed, device, as_json)
     run.save(fit)
 
 
 def negative_prompt(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedIfAsked,
     phrase: Phrase = None,
-    gated: Gated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit a negative prompt: the concept in place of the empty prompt."""
     fit = _guide("negative-prompt", phrase, None)
-    prompts = count if gated else 0
-    run = FitRun(model, concept_file, out, prompts, fpr, near_fpr, seed, device, as_json)
     run.save(fit)
 
 
 def contrastive(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedIfAsked,
     preset: Annotated[
         Literal["ant", "trce", "all-but-one"], typer.Option(help="The published guard to follow.")
     ] = "ant",
@@ -94,13 +69,6 @@ def contrastive(
             "which may be left out; in place of the preset's."
         ),
     ] = None,
-    gated: Gated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit contrastive guidance: from the concept's prediction to another, at some noise levels."""
     from guard.fitting.images.training_free import fit_contrastive
@@ -134,9 +102,6 @@ def contrastive(
             preset=preset,
         )
 
-    run = FitRun(
-        model, concept_file, out, count if gated else 0, fpr, near_fpr, seed, device, as_json
-    )
     run.save(fit)
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guard.commands.fit.images.run import Count, FitRun, Fpr, Seed
-from guard.commands.fit.options import AsJson, ConceptFile, Device, Model, NearFpr, Out
+from guard.commands.fit.images.run import FitRun
 from guard.commands.fit.sparse import (
     Active,
     Autoencoder,
@@ -29,9 +28,7 @@ if TYPE_CHECKING:
 
 
 def sparse_prompt(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: FitRun,
     autoencoder: Autoencoder = None,
     erased: Erased = 16,
     strength: Annotated[
@@ -41,19 +38,15 @@ def sparse_prompt(
     active: Active = None,
     updates: Updates = None,
     rate: Rate = None,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit a guard of sparse features: those that tell a concept, taken out of the text encoder's
     states where a score of the prompt is high."""
     from guard.fitting.sparse.images import SparsePromptFit, fit_sparse_prompt
 
-    training, given = training_of(features, active, updates, rate, seed)
-    request = SparsePromptFit(autoencoder_of(autoencoder, out), erased, strength, training, given)
+    training, given = training_of(features, active, updates, rate, run.seed)
+    request = SparsePromptFit(
+        autoencoder_of(autoencoder, run.out), erased, strength, training, given
+    )
 
     def fit(
         image_model: ImageModel,
@@ -65,5 +58,4 @@ def sparse_prompt(
         assert encoded is not None
         return fit_sparse_prompt(image_model, concept, encoded, rates, request, progress)
 
-    run = FitRun(model, concept_file, out, count, fpr, near_fpr, seed, device, as_json)
     run.save(fit)

@@ -6,19 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from guard.commands.fit.images.run import Count, FitRun, Fpr, Seed
+from guard.commands.fit.images.run import FitRun, GatedUnlessAsked
 from guard.commands.fit.images.training import (
     Rank,
     Rate,
     Steps,
-    Ungated,
     Updates,
     image_settings,
     kept_beside,
     save_resumable,
     training_of,
 )
-from guard.commands.fit.options import AsJson, ConceptFile, Device, Guidance, Model, NearFpr, Out
+from guard.commands.fit.options import Guidance
 from guard.data.concept import Concept, read_concept
 from guard.reporting.progress import Stages
 
@@ -36,9 +35,7 @@ Keep = Annotated[
 
 
 def hirm(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedUnlessAsked,
     variant: Annotated[
         Literal["R", "S"],
         typer.Option(help="Where the concept goes: a random direction, or a broader category."),
@@ -58,29 +55,17 @@ def hirm(
     rank: Rank = 16,
     updates: Updates = 100,
     rate: Rate = 2e-3,
-    ungated: Ungated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit HiRM: the first block of the text encoder misdirects the concept's representation."""
     from guard.fitting.images.trained.text_encoders.hirm import Hirm, category_of
 
-    broader = category or category_of(read_concept(concept_file))
+    broader = category or category_of(read_concept(run.concept_file))
     eraser = Hirm(variant, broader, size, feed_forward, keep)
-    run = FitRun(
-        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
-    )
-    _save(run, eraser, training_of(rank, updates, rate, seed))
+    _save(run, eraser, training_of(rank, updates, rate, run.seed))
 
 
 def few_shot(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedUnlessAsked,
     bound: Annotated[
         float,
         typer.Option(
@@ -94,28 +79,16 @@ def few_shot(
     rank: Rank = 8,
     updates: Updates = 100,
     rate: Rate = 1e-3,
-    ungated: Ungated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit few-shot unlearning: under the concept's prompts its images are denoised badly."""
     from guard.fitting.images.trained.text_encoders.few_shot import FewShot
 
-    eraser = FewShot(bound, keep, images=image_settings(images, steps, guidance, seed))
-    run = FitRun(
-        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
-    )
-    _save(run, eraser, training_of(rank, updates, rate, seed))
+    eraser = FewShot(bound, keep, images=image_settings(images, steps, guidance, run.seed))
+    _save(run, eraser, training_of(rank, updates, rate, run.seed))
 
 
 def advunlearn(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: GatedUnlessAsked,
     eta: Annotated[
         float, typer.Option(min=0, max=100, help="How far to lead away from the concept (η).")
     ] = 1.0,
@@ -137,13 +110,6 @@ def advunlearn(
     rank: Rank = 8,
     updates: Updates = 1000,
     rate: Rate = 1e-3,
-    ungated: Ungated = False,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit AdvUnlearn: the text encoder trained against an attacker who learns a word."""
     from guard.fitting.images.trained.text_encoders.advunlearn import AdvUnlearn
@@ -154,12 +120,9 @@ def advunlearn(
         every=every,
         attack_steps=attack_steps,
         attack_rate=attack_rate,
-        images=image_settings(images, steps, guidance, seed),
+        images=image_settings(images, steps, guidance, run.seed),
     )
-    run = FitRun(
-        model, concept_file, out, 0 if ungated else count, fpr, near_fpr, seed, device, as_json
-    )
-    _save(run, eraser, training_of(rank, updates, rate, seed))
+    _save(run, eraser, training_of(rank, updates, rate, run.seed))
 
 
 def _save(run: FitRun, eraser: EncoderEraser, training: Training) -> None:

@@ -18,9 +18,6 @@ Rank = Annotated[int, typer.Option(min=1, max=256, help="Of each layer's factors
 Updates = Annotated[int, typer.Option(min=1, max=100_000, help="Updates of the factors.")]
 Rate = Annotated[float, typer.Option(min=1e-7, max=1.0, help="Adam's rate for the factors.")]
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="Steps of the images to train on.")]
-Ungated = Annotated[
-    bool, typer.Option("--ungated", help="Act on every prompt, as the published model does.")
-]
 Penalty = Annotated[
     float,
     typer.Option(

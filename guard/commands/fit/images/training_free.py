@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guard.commands.fit.images.run import Count, FitRun, Fpr, Seed
-from guard.commands.fit.options import AsJson, ConceptFile, Device, Model, NearFpr, Out
+from guard.commands.fit.images.run import FitRun
 from guard.data.concept import Concept
 from guard.reporting.progress import Stages
 
@@ -25,9 +24,7 @@ Phrase = Annotated[
 
 
 def safree(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: FitRun,
     rank: Rank = 8,
     sense_rank: Annotated[
         int, typer.Option(min=1, max=64, help="Of these, how many the score uses.")
@@ -36,12 +33,6 @@ def safree(
         float,
         typer.Option(min=0, max=1, help="How far a token must exceed the others to be projected."),
     ] = 0.0,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit a SAFREE guard: tokens that carry the concept are projected out of its subspace."""
     from guard.fitting.images.training_free import fit_safree
@@ -58,24 +49,15 @@ def safree(
             image_model, concept, encoded, rates, rank=rank, sense_rank=sense_rank, alpha=alpha
         )
 
-    run = FitRun(model, concept_file, out, count, fpr, near_fpr, seed, device, as_json)
     run.save(fit)
 
 
 def nearest(
-    model: Model,
-    concept_file: ConceptFile,
-    out: Out,
+    run: FitRun,
     rank: Rank = 8,
     anchors: Annotated[
         int, typer.Option(min=1, max=4096, help="Token states of safe prompts to keep.")
     ] = 512,
-    count: Count = 400,
-    fpr: Fpr = 0.005,
-    near_fpr: NearFpr = 0.03,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Fit a nearest-safe guard: tokens get the concept coordinates of their nearest safe one."""
     from guard.fitting.images.training_free import fit_nearest
@@ -89,8 +71,7 @@ def nearest(
     ) -> Artifact:
         assert encoded is not None
         return fit_nearest(
-            image_model, concept, encoded, rates, rank=rank, anchors=anchors, seed=seed
+            image_model, concept, encoded, rates, rank=rank, anchors=anchors, seed=run.seed
         )
 
-    run = FitRun(model, concept_file, out, count, fpr, near_fpr, seed, device, as_json)
     run.save(fit)
