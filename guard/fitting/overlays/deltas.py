@@ -100,7 +100,7 @@ class Deltas:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """See `guard.fitting.overlays.resuming.Resumable`."""
+        """See `guard.fitting.resuming.Resumable`."""
         named = (("read", self._read), ("write", self._write))
         return {
             f"{side}.{layer}": tensor.detach() for side, of in named for layer, tensor in of.items()
@@ -108,7 +108,7 @@ class Deltas:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """See `guard.fitting.overlays.resuming.Resumable`."""
+        """See `guard.fitting.resuming.Resumable`."""
         for side, of in (("read", self._read), ("write", self._write)):
             for layer, tensor in of.items():
                 tensor.copy_(state[f"{side}.{layer}"])

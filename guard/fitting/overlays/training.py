@@ -11,11 +11,11 @@ from torch import Tensor
 from guard.errors import DataError
 from guard.fitting.checkpoints import Checkpoints
 from guard.fitting.overlays.deltas import Deltas
-from guard.fitting.overlays.resuming import Resumable, ResumableAdam, gathered, scattered
+from guard.fitting.resuming import Resumable, ResumableAdam, updates
 
 EVERY = 20
 """Updates between two states that are kept."""
-_PART, _LOSSES = "training", "losses"
+_PART = "training"
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,33 @@ def train(
     not finite, and ValueError for one that the factors have no part in: it would train nothing.
     """
     optimiser = torch.optim.Adam(deltas.parameters, lr=training.rate, betas=training.betas)
+    made = _Losses()
     parts: dict[str, Resumable] = {
         **objective.parts,
         "deltas": deltas,
         "adam": ResumableAdam(optimiser),
+        "losses": made,
     }
-    kept, losses = kept or Checkpoints(None), []
-    if (state := kept.found(_PART)) is not None:
-        losses = state.pop(_LOSSES).tolist()
-        scattered(parts, state)
-        advance(len(losses))
-    with torch.enable_grad():
-        for step in range(len(losses), training.steps):
-            losses.append(_update(deltas, objective.losses(step), training, optimiser, step))
-            advance(1)
-            if len(losses) % EVERY == 0:
-                done = {_LOSSES: torch.tensor(losses, dtype=torch.float64)}
-                kept.keep(_PART, {**gathered(parts), **done})
-    return losses
+    left = updates(
+        training.steps, parts, kept or Checkpoints(None), _PART, every=EVERY, advance=advance
+    )
+    for step in left:
+        with torch.enable_grad():
+            made.values.append(_update(deltas, objective.losses(step), training, optimiser, step))
+    return made.values
+
+
+class _Losses:
+    """The losses so far."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def state(self) -> dict[str, Tensor]:
+        return {"values": torch.tensor(self.values, dtype=torch.float64)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.values[:] = state["values"].tolist()
 
 
 def _update(

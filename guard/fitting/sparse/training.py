@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from guard.artifact import FittedModel
 from guard.errors import DataError
 from guard.fitting.checkpoints import Checkpoints
+from guard.fitting.resuming import Resumable, ResumableAdam, updates
 from guard.fitting.sparse.autoencoder import (
     About,
     Autoencoders,
@@ -37,8 +37,6 @@ DECAY = 0.02
 """Of the mean of cuts, an update."""
 FALLS = 0.2
 """Share of the updates, the last ones, over which the rate falls to zero."""
-_PARAMETERS = ("encoder", "bias", "decoder", "centre")
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,6 @@ class Training:
                 f"{self.active} features cannot be active of {self.features}: give a lower "
                 "--active or more --features"
             )
-
-
-State = dict[str, Tensor]
-"""Parameters, their moments, and `cut []`, θ."""
 
 
 def train_autoencoders(
@@ -109,64 +103,55 @@ def train_one(
     if not float(size) > 0.0:
         raise DataError(f"all states of {place} are alike: there are no features of them")
     scaled = (states - mean) / size
-    starts = range(0, training.updates, EVERY)
-    parts = [f"{place}-{start}" for start in starts]
-    done = max((i for i, part in enumerate(parts) if part in kept), default=-1)
-    state = _begun(scaled, training)
-    for i, (start, part) in enumerate(zip(starts, parts, strict=True)):
-        end = min(start + EVERY, training.updates)
-        if i >= done:
-            state = kept.tensors(part, partial(_updated, scaled, state, training, start, end))
-            if i:
-                kept.drop(parts[i - 1])
-        advance(end - start)
-    return _in_units(state, mean, size)
-
-
-def _begun(scaled: Tensor, training: Training) -> State:
-    """Decoder columns are states at random, the encoder is its transpose."""
-    generator = torch.Generator().manual_seed(training.seed)
-    drawn = torch.randint(len(scaled), (training.features,), generator=generator)
-    noise = torch.randn(training.features, scaled.shape[1], generator=generator)
-    decoder = _unit(_unit(scaled[drawn]) + 0.3 * _unit(noise))
-    return {
-        "encoder": decoder.clone(),
-        "bias": torch.zeros(training.features),
-        "decoder": decoder,
-        "centre": torch.zeros(scaled.shape[1]),
-        "cut": torch.tensor(0.0),
-    }
-
-
-def _updated(scaled: Tensor, state: State, training: Training, start: int, end: int) -> State:
-    """The state after the updates from `start` to `end`; `state` stays as it is."""
-    state = {name: tensor.clone() for name, tensor in state.items()}
-    parameters = {name: state[name].requires_grad_() for name in _PARAMETERS}
-    optimiser = torch.optim.Adam(parameters.values(), lr=training.rate)
-    if start:
-        for name, parameter in parameters.items():
-            moments = {key: state[f"{name}.{key}"] for key in _MOMENTS}
-            optimiser.state[parameter] = {"step": torch.tensor(float(start)), **moments}
-    generator = torch.Generator().manual_seed(1_000_003 * (training.seed + 1) + start)
-    for update in range(start, end):
+    begun = _Begun(scaled, training)
+    optimiser = torch.optim.Adam(begun.parameters.values(), lr=training.rate)
+    parts: dict[str, Resumable] = {"autoencoder": begun, "adam": ResumableAdam(optimiser)}
+    for update in updates(training.updates, parts, kept, place, every=EVERY, advance=advance):
+        if update % EVERY == 0:
+            # drawn from the update's number, so that there is no state of it to keep
+            generator = torch.Generator().manual_seed(1_000_003 * (training.seed + 1) + update)
         left = (training.updates - update) / (FALLS * training.updates)
         optimiser.param_groups[0]["lr"] = training.rate * min(1.0, left)
         drawn = torch.randint(len(scaled), (training.batch,), generator=generator)
         with torch.enable_grad():
-            _update(scaled[drawn], state, parameters, training, update)
+            _update(scaled[drawn], begun, training, update)
         optimiser.step()
         with torch.no_grad():
-            parameters["decoder"].copy_(_unit(parameters["decoder"]))
-    for name, parameter in parameters.items():
-        state[name] = parameter.detach()
-        state |= {f"{name}.{key}": optimiser.state[parameter][key] for key in _MOMENTS}
-    return state
+            decoder = begun.parameters["decoder"]
+            decoder.copy_(_unit(decoder))
+    return _in_units(begun.state(), mean, size)
 
 
-def _update(
-    batch: Tensor, state: State, parameters: State, training: Training, update: int
-) -> None:
+class _Begun:
+    """An autoencoder that is being trained: parameters, and θ, the `cut []`."""
+
+    def __init__(self, scaled: Tensor, training: Training) -> None:
+        """Decoder rows are states at random, the encoder is the same."""
+        generator = torch.Generator().manual_seed(training.seed)
+        drawn = torch.randint(len(scaled), (training.features,), generator=generator)
+        noise = torch.randn(training.features, scaled.shape[1], generator=generator)
+        decoder = _unit(_unit(scaled[drawn]) + 0.3 * _unit(noise))
+        self.parameters = {
+            "encoder": decoder.clone().requires_grad_(),
+            "bias": torch.zeros(training.features, requires_grad=True),
+            "decoder": decoder.requires_grad_(),
+            "centre": torch.zeros(scaled.shape[1], requires_grad=True),
+        }
+        self.cut = torch.tensor(0.0)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: each.detach() for name, each in self.parameters.items()} | {"cut": self.cut}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[name])
+        self.cut = state["cut"]
+
+
+def _update(batch: Tensor, begun: _Begun, training: Training, update: int) -> None:
     """The gradients of an update, and what is counted of it."""
+    parameters = begun.parameters
     encoder, bias, decoder, centre = parameters.values()
     z = torch.relu((batch - centre) @ encoder.T + bias)
     most = min(len(batch) * training.active, z.numel())
@@ -183,10 +168,10 @@ def _update(
         # what would lengthen a direction is undone afterwards, and would only fill the moments
         along = (decoder * gradients[2]).sum(1, keepdim=True)
         decoder.grad = gradients[2] - along * decoder
-        state["cut"] = state["cut"] + (DECAY if update else 1.0) * (smallest - state["cut"])
+        begun.cut = begun.cut + (DECAY if update else 1.0) * (smallest - begun.cut)
 
 
-def _in_units(state: State, mean: Tensor, size: Tensor) -> SparseAutoencoder:
+def _in_units(state: Mapping[str, Tensor], mean: Tensor, size: Tensor) -> SparseAutoencoder:
     """The autoencoder of states as the model has them: directions stay of unit length, so that an
     activation is what it adds."""
     encoder, centre = state["encoder"], state["centre"]

@@ -18,10 +18,10 @@ from guard.fitting.images.imported import base_of, overlay_artifact
 from guard.fitting.images.trained.lesson import Lesson
 from guard.fitting.images.training_free import EncodedConcept
 from guard.fitting.overlays.deltas import Deltas
-from guard.fitting.overlays.resuming import ResumableGenerator
 from guard.fitting.overlays.training import Objective, Training, train
 from guard.fitting.prompts.concept_prompts import prompts_of
 from guard.fitting.prompts.rates import PromptRates
+from guard.fitting.resuming import ResumableGenerator
 from guard.reporting.progress import Stages
 from steering.fingerprint import fingerprint
 

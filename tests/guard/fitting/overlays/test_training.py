@@ -15,9 +15,9 @@ from guard.errors import DataError
 from guard.fitting.checkpoints import Checkpoints
 from guard.fitting.overlays.base import Base
 from guard.fitting.overlays.deltas import Deltas
-from guard.fitting.overlays.resuming import ResumableGenerator
 from guard.fitting.overlays.training import EVERY, Losses, Objective, Training, train
 from guard.fitting.overlays.training import without_conflict as projected
+from guard.fitting.resuming import ResumableGenerator
 
 
 class _Network(nn.Module):

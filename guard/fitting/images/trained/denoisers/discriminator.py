@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guard.fitting.overlays.resuming import ResumableAdam
+from guard.fitting.resuming import ResumableAdam
 
 _WIDTH = 64
 _ANCHOR, _TARGET = 0.0, 1.0
@@ -55,7 +55,7 @@ class Discriminator:
         return self._error(target, _ANCHOR)
 
     def state(self) -> dict[str, Tensor]:
-        """See `guard.fitting.overlays.resuming.Resumable`."""
+        """See `guard.fitting.resuming.Resumable`."""
         moments = ResumableAdam(self._optimiser).state()
         return {
             **{f"weights.{name}": tensor for name, tensor in self._network.state_dict().items()},
@@ -63,7 +63,7 @@ class Discriminator:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """See `guard.fitting.overlays.resuming.Resumable`."""
+        """See `guard.fitting.resuming.Resumable`."""
         parts: dict[str, dict[str, Tensor]] = {"weights": {}, "adam": {}}
         for key, tensor in state.items():
             part, _, name = key.partition(".")

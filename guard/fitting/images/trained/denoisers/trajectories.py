@@ -96,13 +96,13 @@ class Trajectories:
         return states.texts(self._prompts), states
 
     def state(self) -> dict[str, Tensor]:
-        """See `guard.fitting.overlays.resuming.Resumable`."""
+        """See `guard.fitting.resuming.Resumable`."""
         if self._states is None:
             return {}
         return {**vars(self._states), "until": torch.tensor(self._until)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """See `guard.fitting.overlays.resuming.Resumable`."""
+        """See `guard.fitting.resuming.Resumable`."""
         names = ("inputs", "timesteps", "level", "prompt")
         device = self._lesson.family.device
         self._states = States(*(state[name].to(device) for name in names)) if state else None

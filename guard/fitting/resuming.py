@@ -1,12 +1,16 @@
-"""What a training that was killed needs to go on to the same bits."""
+"""Trainings that go on to the same bits where they were killed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from guard.fitting.checkpoints import Checkpoints
+
+_DONE = "updates"
 
 
 class Resumable(Protocol):
@@ -75,3 +79,29 @@ def scattered(parts: Mapping[str, Resumable], state: Mapping[str, Tensor]) -> No
                 if name.startswith(f"{part}/")
             }
         )
+
+
+def updates(
+    total: int,
+    parts: Mapping[str, Resumable],
+    kept: Checkpoints,
+    name: str,
+    *,
+    every: int,
+    advance: Callable[[int], None],
+) -> Iterator[int]:
+    """The numbers of the updates that are left of a training; the body of the loop makes each.
+
+    A state of all `parts` is kept under `name` after every so many updates, and where there is one
+    the training goes on from it. `advance` is called with the number of updates that were made.
+    """
+    done = 0
+    if (state := kept.found(name)) is not None:
+        done = int(state.pop(_DONE))
+        scattered(parts, state)
+        advance(done)
+    for number in range(done, total):
+        yield number
+        advance(1)
+        if (number + 1) % every == 0:
+            kept.keep(name, {**gathered(parts), _DONE: torch.tensor(number + 1)})
