@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guard.errors import ModelError
-from guard.shipped import shipped
+from guard.models.shipped import shipped
 
 if TYPE_CHECKING:
     from steering.engines.transformers.loading.gguf import Unpacked

@@ -72,18 +72,24 @@ class PromptScore:
 
 
 class PromptGate:
-    """The scores of several guards, stacked: linear ones, those of classifiers where `heads` has
-    some for a guard, 1 for guards without a gate."""
+    """The scores of several guards, stacked: linear ones, those of classifiers for guards that
+    have some, 1 for guards without a gate."""
 
-    def __init__(self, score: PromptScore, gated: Tensor, heads: HeadScore | None = None) -> None:
+    def __init__(
+        self,
+        score: PromptScore,
+        gated: Tensor,
+        heads: tuple[HeadScore, Tensor] | None = None,
+    ) -> None:
+        """`gated [guards]`; `heads` with the guards that have some, `[guards]`."""
         self._score, self._gated, self._heads = score, gated, heads
 
     def __call__(self, text: Conditioning) -> Tensor:
         """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
         score = self._score(text)
         if self._heads is not None:
-            logits = self._heads(text)
-            score = torch.where(logits.isneginf(), score, logits)
+            heads, headed = self._heads
+            score = torch.where(headed, heads(text), score)
         return torch.where(self._gated | score.isnan(), score, 1.0)
 
 
@@ -126,9 +132,12 @@ def stacked_gate(guards: Sequence[FittedGuard], device: torch.device | str) -> P
         },
         torch.tensor([guard.number("bias") if guard else 0.0 for guard in linear], device=device),
     )
-    heads = HeadScore(stream_heads(headed, "gate_streams", device)) if any(headed) else None
     gated = torch.tensor([gate is not None for gate in gates], device=device)
-    return PromptGate(score, gated, heads)
+    if not any(headed):
+        return PromptGate(score, gated)
+    heads = HeadScore(stream_heads(headed, "gate_streams", device))
+    has_heads = torch.tensor([guard is not None for guard in headed], device=device)
+    return PromptGate(score, gated, (heads, has_heads))
 
 
 def _gate_of(guard: FittedGuard) -> str | None:

@@ -70,7 +70,7 @@ def _run(python: Path, program: str, folder: Path) -> str:
 def test_the_demos_files_are_found_in_the_environment(installed: Path, tmp_path: Path) -> None:
     program = f"""
 import json
-from guard.shipped import shipped
+from guard.models.shipped import shipped
 print(json.dumps([str(shipped(name)) for name in {SHIPPED!r}]))
 """
     paths = [Path(path) for path in json.loads(_run(installed, program, tmp_path))]
@@ -83,7 +83,7 @@ print(json.dumps([str(shipped(name)) for name in {SHIPPED!r}]))
 def test_the_shipped_configuration_holds(installed: Path, tmp_path: Path) -> None:
     program = """
 from guard.config.schema import load_config
-from guard.shipped import shipped
+from guard.models.shipped import shipped
 from guard.commands.configuration.soundness import findings
 config = load_config(shipped("config.toml"))
 print(len(config.guards), findings(config).problems)

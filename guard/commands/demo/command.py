@@ -21,8 +21,8 @@ from guard.commands.demo import images, questions
 from guard.config.schema import ModelConfig, load_config
 from guard.errors import GuardError
 from guard.models.recipes import RECIPES
+from guard.models.shipped import shipped
 from guard.models.sources import add_model, added_model
-from guard.shipped import shipped
 
 app = typer.Typer(add_completion=False)
 

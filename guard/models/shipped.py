@@ -22,7 +22,7 @@ def shipped(name: str) -> Path:
 
 @cache
 def _root() -> Path:
-    clone = Path(__file__).parents[1]
+    clone = Path(__file__).parents[2]
     if (clone / _CONFIG).is_file() and (clone / "examples").is_dir():
         return clone
     try:
