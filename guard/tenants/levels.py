@@ -13,7 +13,6 @@ from guard.verdict import VerdictDetail
 
 TENANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 """Names of organisations, teams and keys: without a slash, which stands between two of them."""
-TenantName = Annotated[str, Field(pattern=TENANT_NAME)]
 LONGEST_LIFE_S = 10 * 366 * 86_400
 """Of a key that expires."""
 LONGEST_OVERLAP_S = 30 * 86_400
