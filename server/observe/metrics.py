@@ -67,6 +67,12 @@ class VerdictMetrics:
             buckets=_STEPS,
             registry=registry,
         )
+        self._shadows = Counter(
+            "inference_guard_shadow_verdicts",
+            "Requests by their outcome, and by what it would have been under the policy's shadow.",
+            ["policy", "outcome", "shadow"],
+            registry=registry,
+        )
         self._failed = Counter(
             "inference_guard_guard_failures",
             "Times that a guard could not be applied.",
@@ -96,6 +102,10 @@ class VerdictMetrics:
                 self._fired.labels(name, _known(guard.action, _ACTIONS)).inc()
             if guard.error is not None:
                 self._failed.labels(name).inc()
+
+    def count_shadow(self, verdict: Verdict, shadow: str) -> None:
+        """Count what the outcome of a request would have been under the shadow of its policy."""
+        self._shadows.labels(verdict.policy, verdict.outcome, shadow).inc()
 
     def count_audit_failure(self) -> None:
         """Count a verdict that could not be written to the audit log."""

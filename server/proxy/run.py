@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -16,7 +15,7 @@ from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
 from guard.tenants.acts import noting
 from guard.tenants.directory import Directory, open_directory
-from guard.tenants.keys import key_ring
+from guard.tenants.keys import admin_ring, key_ring
 from server.edge.http_edge import edged
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
@@ -25,15 +24,15 @@ from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
 from server.observe.tracing import tracing_of
+from server.policies.live import LiveConfiguration
+from server.policies.shadows import Shadows
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
 from server.proxy.forwarding.upstreams import Upstreams
 from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
+from server.screening.kept import KeptTexts
 from server.screening.texts.screener import Screener
-
-if TYPE_CHECKING:
-    from server.tenants.app import AdministrationApp
 
 
 def run_proxy(
@@ -59,19 +58,21 @@ def run_proxy(
         open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
         closing(tracing_of(config.server.traces)) as tracing,
     ):
+        recorder = Recorder(metrics.verdicts, audit, tracing)
         context = ProxyContext(
             config,
             plans,
             Screener(plans.cascade, plans.images),
             Forwarder(upstreams, config.proxy),
-            Recorder(metrics.verdicts, audit, tracing).record,
-            _administration(config, directory),
+            recorder.record,
+            kept=KeptTexts(config.live_policies.kept_texts),
         )
         app = ProxyApp(context, key_ring(config, directory), metrics)
+        _administer(app, config, directory, recorder, metrics)
         register_upstream_metrics(upstreams, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
-                edged(ExchangeMiddleware(app, metrics, tracing), context.paths, config.server),
+                edged(ExchangeMiddleware(app, metrics, tracing), app.context.paths, config.server),
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -89,13 +90,37 @@ def run_proxy(
             server.run(sockets=[listener])
 
 
-def _administration(config: Config, directory: Directory | None) -> AdministrationApp | None:
-    if directory is None:
-        return None
-    # imported here: it needs what only the extra `tenants` has
+def _administer(
+    app: ProxyApp,
+    config: Config,
+    directory: Directory | None,
+    recorder: Recorder,
+    metrics: Metrics,
+) -> None:
+    """Let administrators change tenants and policies where there is a database of them. Raises
+    GuardError."""
+    live = LiveConfiguration(config)
+    shadows = Shadows(config, app.plans)
+    recorder.shadow = shadows
+    live.add(app, shadows, *([directory] if directory is not None else []))
+    if directory is None and not config.live_policies.is_configured:
+        return
+    # imported here: they need what only the extra `tenants` has
+    from server.policies.endpoints import Administration, policies_router
+    from server.policies.opening import Requirements, open_policies
+    from server.policies.replaying import Replays
     from server.tenants.app import administration_app
+    from server.tenants.endpoints import tenants_router
 
-    return administration_app(config, directory)
+    requirements = Requirements(lambda: app.plans, directory=directory)
+    policies = open_policies(config, live, requirements, recorder, metrics, adapt=_of_proxy)
+    routers = [tenants_router(config, directory)] if directory is not None else []
+    admins = admin_ring(config, directory)
+    if policies is not None and admins is not None:
+        context = app.context
+        replays = Replays(lambda: app.plans, context.screener, context.kept, own_app=False)
+        routers.append(policies_router(config, Administration(policies, replays, admins)))
+    app.administer(administration_app(routers), policies)
 
 
 def _of_proxy(config: Config) -> Config:
