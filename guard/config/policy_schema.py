@@ -130,14 +130,14 @@ class LivePoliciesConfig(Section):
 
     Their versions are in `database`: the path of a SQLite file, or `postgresql://USER@HOST/DATABASE`;
     a URL with a password stands in the environment variable `database_env` instead. It may be the
-    one of `[tenants]`. Changes by other servers, by the command and, unless `watch_file` is false,
-    of this file are in force after `refresh_s` at the latest. `kept_texts` requests at most have
-    their texts kept, under policies with `keep_text`.
+    one of `[tenants]`. Changes by other servers and by the command are in force after `refresh_s`
+    at the latest, those of this file, unless `watch_file` is false, after twice that. `kept_texts`
+    requests at most have their texts kept, under policies with `keep_text`.
     """
 
     database: str | None = Field(default=None, min_length=1)
     database_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    refresh_s: float = Field(default=0.25, ge=0.05, le=1)
+    refresh_s: float = Field(default=0.25, ge=0.05, le=0.5)
     watch_file: bool = True
     kept_texts: int = Field(default=1000, ge=0, le=100_000)
 

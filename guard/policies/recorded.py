@@ -62,13 +62,12 @@ def _request(line: bytes, policy: str | None) -> Recorded | None:
         entry = json.loads(line)
         if policy not in {None, entry.get("policy")} or "event" in entry:
             return None
-        return Recorded(
-            # what was erased from a line is missing
-            *(str(entry.get(name) or "") for name in ("request_id", "time", "tenant", "model")),
-            policy=entry["policy"],
-            outcome=entry["outcome"],
-            guards={guard["guard"]: guard for guard in entry["guards"]},
+        # what was erased from a line is missing
+        request_id, time, tenant, model = (
+            str(entry.get(name) or "") for name in ("request_id", "time", "tenant", "model")
         )
+        guards = {guard["guard"]: guard for guard in entry["guards"]}
+        return Recorded(request_id, time, tenant, model, entry["policy"], entry["outcome"], guards)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # half a line after a crash, or a foreign one
 

@@ -64,7 +64,9 @@ def run_server(
         services = build_services(config, recorder)
         try:
             live = LiveConfiguration(config, services.values())
-            policies = _policies(config, live, services, screens, directory, recorder, metrics)
+            policies = follow_policies(
+                config, live, services, screens, directory, recorder, metrics
+            )
             erasures = _erasures(config, services, recorder, live)
         except BaseException:
             close_services(services)
@@ -108,7 +110,7 @@ def _end_on(stop: threading.Event, server: GracefulServer) -> None:
     server.should_exit = True
 
 
-def _policies(
+def follow_policies(
     config: Config,
     live: LiveConfiguration,
     services: Mapping[str, Service],

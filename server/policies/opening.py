@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from guard.config.schema import Config
 from guard.errors import GuardError, InvalidPolicy
 from guard.plans.screens import TextPlans
+from guard.policies.changing import require_tenants
 from guard.policies.store import store_of
 from guard.tenants.directory import Directory
 from server.observe.metrics import Metrics
@@ -32,10 +33,7 @@ class Requirements:
         if policy in config.policies:
             self._require_able(config, policy)
         if self.directory is not None:
-            before = {*self.directory.policy_problems(live)}
-            for problem in self.directory.policy_problems(config):
-                if problem not in before:
-                    raise InvalidPolicy(f"The policy {policy!r} cannot change so: {problem}")
+            require_tenants(self.directory, live, config, policy)
 
     def _require_able(self, config: Config, policy: str) -> None:
         plans = self.screens()

@@ -20,12 +20,12 @@ from guard.errors import (
     GuardError,
     InvalidPolicy,
     PolicyChanged,
-    PolicyNotFound,
 )
 from guard.policies.acts import append_line
+from guard.policies.changing import checked_change, current_version
 from guard.policies.effective import PolicyFile, edits, in_force
 from guard.policies.store import VersionStore
-from guard.policies.versions import Act, Change, Settings, Version, settings_of
+from guard.policies.versions import Act, Change, Settings, Version
 from server.policies.live import LiveConfiguration
 from server.policies.metrics import PolicyMetrics
 
@@ -59,7 +59,7 @@ class LivePolicies:
         self.live, self.store = live, store
         self._file = PolicyFile(path)
         self._settings = self._file.config.live_policies
-        self._seen = _stamp(path)
+        self._seen = self._last_stamp = _stamp(path)
         self._adapt, self._check = adapt, check
         self._audit, self._audit_failed = audit, audit_failed
         self._metrics = metrics
@@ -93,10 +93,7 @@ class LivePolicies:
 
     def current(self, policy: str) -> Version:
         """The version in force. Raises PolicyNotFound."""
-        version = self._current.get(policy)
-        if version is None or version.settings is None:
-            raise PolicyNotFound(f"There is no policy {policy[:130]!r}.")
-        return version
+        return current_version(self._current, policy)
 
     def is_current(self, version: Version) -> bool:
         """Whether a version is the last one of its policy."""
@@ -130,8 +127,6 @@ class LivePolicies:
         """
         async with self.live.changing:
             for _ in range(ATTEMPTS):
-                if settings is None:
-                    self.current(policy)
                 last = self._current.get(policy)
                 if expected is not None and expected != (last.number if last else 0):
                     raise PolicyChanged(
@@ -139,23 +134,13 @@ class LivePolicies:
                         f"{expected}: look what has changed."
                     )
                 try:
-                    return await self._append(policy, act, settings, by, why)
+                    return await self._append(Change(policy, act, settings, by, why))
                 except PolicyChanged:
                     await self._catch_up()
             raise PolicyChanged("Others change policies all the time: try again later.")
 
-    async def _append(
-        self, policy: str, act: Act, settings: Settings | None, by: str, why: str
-    ) -> Version:
-        wanted = in_force(self._file, self._current)
-        if settings is None:
-            wanted.pop(policy, None)
-        else:
-            wanted[policy] = settings
-        config = await asyncio.to_thread(self._checked, wanted, policy)
-        if settings is not None:
-            settings = settings_of(config.policies[policy])
-        change = Change(policy, act, settings, by, why)
+    async def _append(self, change: Change) -> Version:
+        config, change = await asyncio.to_thread(self._checked_change, change)
         (version,) = await asyncio.to_thread(self.store.append, [change], self._revision)
         # it is a fact by now, and the client's going away must not keep it from being in force
         await asyncio.shield(self._put(config, version))
@@ -165,6 +150,12 @@ class LivePolicies:
         await self.live.change(config)
         self._take(version.revision, {**self._current, version.change.policy: version})
         await asyncio.to_thread(self._note, [version])
+
+    def _checked_change(self, change: Change) -> tuple[Config, Change]:
+        config, change = checked_change(self._file, self._current, change)
+        config = self._adapt(config)
+        self._check(config, change.policy)
+        return config, change
 
     def _checked(self, policies: Mapping[str, Settings], changed: str) -> Config:
         config = self._adapt(self._file.with_policies(policies, changed))
@@ -211,8 +202,9 @@ class LivePolicies:
 
     async def _follow_file(self) -> None:
         stamp = await asyncio.to_thread(_stamp, self._file.path)
-        if stamp == self._seen:
-            return
+        was_changing, self._last_stamp = stamp != self._last_stamp, stamp
+        if stamp == self._seen or was_changing:
+            return  # half of a file must not be read
         try:
             file = await asyncio.to_thread(self._file.reread)
             before, self._file = self._file, file

@@ -14,8 +14,8 @@ from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
 from guard.tenants.acts import noting
-from guard.tenants.directory import Directory, open_directory
-from guard.tenants.keys import admin_ring, key_ring
+from guard.tenants.directory import open_directory
+from guard.tenants.keys import key_ring
 from server.edge.http_edge import edged
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
@@ -24,8 +24,7 @@ from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
 from server.observe.tracing import tracing_of
-from server.policies.live import LiveConfiguration
-from server.policies.shadows import Shadows
+from server.proxy.administration import administer, of_proxy
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
 from server.proxy.forwarding.upstreams import Upstreams
@@ -47,7 +46,7 @@ def run_proxy(
     """
     if not config.upstreams:
         raise ConfigError(["there is no upstream: give --upstream URL, or add [[upstreams]]"])
-    config = _of_proxy(config)
+    config = of_proxy(config)
     plans = TextPlans(config, runs_models=False)
     plans[config.server.default_policy].require_whole()
     upstreams = Upstreams(config.upstreams)
@@ -68,7 +67,7 @@ def run_proxy(
             kept=KeptTexts(config.live_policies.kept_texts),
         )
         app = ProxyApp(context, key_ring(config, directory), metrics)
-        _administer(app, config, directory, recorder, metrics)
+        administer(app, config, directory, recorder, metrics)
         register_upstream_metrics(upstreams, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
@@ -88,44 +87,3 @@ def run_proxy(
         )
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
-
-
-def _administer(
-    app: ProxyApp,
-    config: Config,
-    directory: Directory | None,
-    recorder: Recorder,
-    metrics: Metrics,
-) -> None:
-    """Let administrators change tenants and policies where there is a database of them. Raises
-    GuardError."""
-    live = LiveConfiguration(config)
-    shadows = Shadows(config, app.plans)
-    recorder.shadow = shadows
-    live.add(app, shadows, *([directory] if directory is not None else []))
-    if directory is None and not config.live_policies.is_configured:
-        return
-    # imported here: they need what only the extra `tenants` has
-    from server.policies.endpoints import Administration, policies_router
-    from server.policies.opening import Requirements, open_policies
-    from server.policies.replaying import Replays
-    from server.tenants.app import administration_app
-    from server.tenants.endpoints import tenants_router
-
-    requirements = Requirements(lambda: app.plans, directory=directory)
-    policies = open_policies(config, live, requirements, recorder, metrics, adapt=_of_proxy)
-    routers = [tenants_router(config, directory)] if directory is not None else []
-    admins = admin_ring(config, directory)
-    if policies is not None and admins is not None:
-        context = app.context
-        replays = Replays(lambda: app.plans, context.screener, context.kept, own_app=False)
-        routers.append(policies_router(config, Administration(policies, replays, admins)))
-    app.administer(administration_app(routers), policies)
-
-
-def _of_proxy(config: Config) -> Config:
-    """The configuration as a proxy takes it: its own default policy, and no models."""
-    default = config.proxy.default_policy
-    update = {} if default is None else {"default_policy": default}
-    server = config.server.model_copy(update=update)
-    return config.model_copy(update={"server": server, "models": ()})

@@ -56,9 +56,13 @@ PolicyDiff = TypedDict(
         "weaker": bool | None,
     },
 )
+
+
 class Reason(TypedDict):
     reason: str
     count: int
+
+
 Transition = TypedDict("Transition", {"from": Outcome, "to": Outcome, "count": int})
 
 
