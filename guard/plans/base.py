@@ -11,6 +11,7 @@ from typing import Generic, Protocol, Self, TypeVar
 from guard.artifact import Artifact
 from guard.config.policy_schema import OF_METHODS, Action, Fallback, OnError
 from guard.config.schema import GuardConfig
+from guard.config.setting_checks import recheck_of
 from guard.errors import GuardFailed, PolicyUnfit
 from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
 from steering.hidden.rows import RowGuard
@@ -49,6 +50,15 @@ class LoadedGuard:
             recheck = max(self.fitted_recheck, threshold)
         return replace(self, threshold=threshold, recheck=recheck)
 
+    def rechecked(self, setting: GuardConfig, fitted: float | None) -> LoadedGuard:
+        """The guard with a threshold for generated tokens, as the configuration says, or the fit.
+
+        Raises ArtifactError where the configuration asks for one and there is none.
+        """
+        recheck = recheck_of(setting.recheck, fitted, setting.threshold)
+        is_fitted = recheck is not None and isinstance(setting.recheck, bool | None)
+        return replace(self, recheck=recheck, fitted_recheck=fitted if is_fitted else None)
+
     @property
     def action(self) -> MethodAction:
         """The action of the guard's method."""
@@ -61,8 +71,6 @@ class LoadedGuard:
         artifact: Artifact,
         method: Method,
         fitted: FittedSettings,
-        *,
-        recheck: float | None = None,
     ) -> LoadedGuard:
         """With the threshold and the strength of the configuration, or those of the fit.
 
@@ -79,7 +87,6 @@ class LoadedGuard:
             method=method,
             threshold=fitted.number("threshold") if threshold is None else threshold,
             strength=fitted.number("strength") if strength is None else strength,
-            recheck=recheck,
             digest=artifact.digest,
             shadow=setting.shadow,
         )

@@ -16,7 +16,7 @@ from guard.artifact import Artifact
 from guard.config.language_checks import of_transformers, overlays_linears
 from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import Config, GuardConfig
-from guard.config.setting_checks import DECIDES_ON_PROMPT, recheck_of
+from guard.config.setting_checks import DECIDES_ON_PROMPT
 from guard.errors import ArtifactError
 from guard.plans.base import LoadedGuard, Plan, finite
 from guard.plans.selection import GuardSelection, PolicyPlans, resolve, select_guards
@@ -260,14 +260,11 @@ def _guard(
     overlays: Mapping[str, LinearOverlay] = getattr(stack, "overlays", {})
     if overlays:
         _require_overlaid(setting, overlays, model)
+    loaded = LoadedGuard.of(setting, artifact, method, guard)
     try:
-        fitted = guard.optional_number("recheck")
-        recheck = recheck_of(setting.recheck, fitted, setting.threshold)
+        loaded = loaded.rechecked(setting, guard.optional_number("recheck"))
     except ArtifactError as error:
         raise ArtifactError(f"{setting.artifact}: {error.message}") from error
-    loaded = LoadedGuard.of(setting, artifact, method, guard, recheck=recheck)
-    if recheck is not None and isinstance(setting.recheck, bool | None):
-        loaded = replace(loaded, fitted_recheck=fitted)
     entries = meta.settings.get("entries")
     if isinstance(entries, list):
         loaded = replace(loaded, entries=tuple(map(str, entries)))

@@ -10,7 +10,6 @@ from guard.artifact import Artifact
 from guard.config.kinds import Kind
 from guard.config.policy_schema import OF_METHODS, PolicyConfig
 from guard.config.schema import Config, GuardConfig
-from guard.config.setting_checks import recheck_of
 from guard.errors import UnknownPolicy
 from guard.plans.base import LoadedGuard, Plan
 from guard.plans.screens import Screen, TextPlan, TextPlans
@@ -205,11 +204,10 @@ def _plans(config: Config, kind: Kind) -> PolicyPlans[RecordedPlan]:
     def load(setting: GuardConfig, artifact: Artifact) -> LoadedGuard:
         method = method_named(artifact.meta.method)
         fitted = FittedGuard(setting.name, {}, artifact.meta.settings)
-        recheck = None
+        loaded = LoadedGuard.of(setting, artifact, method, fitted)
         if kind == "language":
-            own = fitted.optional_number("recheck")
-            recheck = recheck_of(setting.recheck, own, setting.threshold)
-        return LoadedGuard.of(setting, artifact, method, fitted, recheck=recheck)
+            loaded = loaded.rechecked(setting, fitted.optional_number("recheck"))
+        return loaded
 
     selection = select_guards(config, kind, "recorded requests", load)
 
