@@ -106,7 +106,8 @@ class ImagePlans(PolicyPlans[ImagePlan]):
         self.stacks = guards.stacks
         loaded = {guard: fitted for guard, (fitted, _) in guards.selection.fit.items()}
         # what is resolved later must not keep the tensors of guards, which the stacks have
-        selection: GuardSelection[None] = replace(guards.selection, fit=dict.fromkeys(loaded))
+        found = guards.selection
+        selection = GuardSelection(dict.fromkeys(loaded), found.broken, found.others, found.texts)
 
         def resolved(policy: str, settings: PolicyConfig) -> ImagePlan:
             return resolve(ImagePlan, policy, settings, loaded, selection)

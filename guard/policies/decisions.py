@@ -86,7 +86,8 @@ class Decisions:
         self.config = config
         self._screens = screens.under(config) if screens is not None else None
         self._plans = {kind: _plans(config, kind) for kind in ("language", "images")}
-        self._known = frozenset(each.name for each in (*config.guards, *config.patterns))
+        names = [guard.name for guard in config.guards]
+        self._known = frozenset([*names, *(patterns.name for patterns in config.patterns)])
         self._kinds: dict[str, Kind] = {}
         for model in config.models:
             self._kinds |= dict.fromkeys(

@@ -88,9 +88,10 @@ class VersionStore:
         mine = sa.select(sa.func.max(_ROWS.number)).where(_ROWS.policy == change.policy)
         made = Version(change, (connection.scalar(mine) or 0) + 1, revision, self._now())
         settings = None if change.settings is None else json.dumps(change.settings)
-        values = {"policy": change.policy, "act": change.act, "by": change.by, "why": change.why}
-        values |= {"revision": revision, "number": made.number, "time": made.time}
-        connection.execute(sa.insert(policy_versions).values(settings=settings, **values))
+        facts = {"policy": change.policy, "act": change.act, "by": change.by, "why": change.why}
+        numbers = {"revision": revision, "number": made.number, "time": made.time}
+        row = sa.insert(policy_versions).values(settings=settings, **facts, **numbers)
+        connection.execute(row)
         return made
 
 

@@ -224,7 +224,7 @@ def policies_router(config: Config, administration: Administration) -> APIRouter
         reading(request)
         body = await read_body(request, ReplayBody)
         version = policies.current(policy) if body.shadow else None
-        settings = body.settings
+        settings: Settings | None = body.settings
         if version is not None:
             settings = {**_kept(version), **_shadow(version)}
         elif body.version is not None:

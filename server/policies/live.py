@@ -32,7 +32,7 @@ class LiveConfiguration:
         """Held while the plans of requests change, by whoever changes them."""
         self.overlay: Callable[[Config], Config] = lambda base: base
         """Adds the guards of erasures."""
-        self._followers = [each for each in services if isinstance(each, Follower)]
+        self._followers: list[Follower] = [each for each in services if isinstance(each, Follower)]
 
     def add(self, *followers: Follower) -> None:
         """Let these follow too, at once."""

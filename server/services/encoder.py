@@ -25,7 +25,7 @@ from server.services.prompts import token_ids
 Record = Callable[[EmbeddingRequest, Verdict], None]
 
 
-class EncoderService(FollowsPolicies):
+class EncoderService(FollowsPolicies[PolicyPlans[EncoderPlan], EncoderInfo]):
     """An EmbeddingService over a sentence encoder in ONNX Runtime.
 
     A text longer than the encoder's window has the mean of the embeddings of its windows, each

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from guard.config.schema import Config
 from guard.errors import GuardError
 from guard.plans.selection import PolicyPlans
+from server.services.interface import ModelInfo
+
+P = TypeVar("P", bound=PolicyPlans[Any])
+Info = TypeVar("Info", bound=ModelInfo)
 
 
-class FollowsPolicies:
+class FollowsPolicies(Generic[P, Info]):
     """A service with plans, whose `info` says which of them its model can have."""
 
-    _plans: PolicyPlans[Any]
-    info: Any
+    _plans: P
+    info: Info
 
     def follow(self, config: Config) -> Callable[[], None]:
         """See `server.policies.live.Follower`."""

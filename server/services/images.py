@@ -98,7 +98,9 @@ class ImageRow(ImageBatchRow):
         return "could not refine the prompt, and blocks it" if self.plan.acts else "blocks it"
 
 
-class BatchedImageService(FollowsPolicies, EngineLoop[ImageRow, DiffusionEngine]):
+class BatchedImageService(
+    FollowsPolicies[ImagePlans, ImageModelInfo], EngineLoop[ImageRow, DiffusionEngine]
+):
     """An ImageService over a DiffusionEngine. Built on any thread, used from one event loop."""
 
     def __init__(

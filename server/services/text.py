@@ -50,7 +50,9 @@ logger = logging.getLogger(__name__)
 Record = Callable[[TextRowRequest | EmbeddingRequest, Verdict], None]
 
 
-class BatchedTextService(FollowsPolicies, EngineLoop[TextRow, TransformersEngine]):
+class BatchedTextService(
+    FollowsPolicies[LanguagePlans, LanguageModelInfo], EngineLoop[TextRow, TransformersEngine]
+):
     """A TextService over a TransformersEngine. Built on any thread, used from one event loop.
 
     `prefill_tokens` bounds the prompt tokens of one forward, padding included, for which running

@@ -61,7 +61,9 @@ class TokenImageRow(ImageBatchRow):
             self.send(GeneratedImage(self.pixels, verdict))
 
 
-class TokenImageService(FollowsPolicies, EngineLoop[TokenImageRow, TransformersEngine]):
+class TokenImageService(
+    FollowsPolicies[LanguagePlans, ImageModelInfo], EngineLoop[TokenImageRow, TransformersEngine]
+):
     """An ImageService over a TransformersEngine. Built on any thread, used from one event loop.
 
     `longest` is the most tokens of a prompt.
