@@ -103,9 +103,8 @@ def main() -> None:
             results.write_text(json.dumps(done, indent=1))
     for way in WAYS:
         for figure in ("fired", "loops", "leaks", "unnamed"):
-            print(
-                f"{way}, {figure}: {Share.of([f for one in done.values() for f in one[way][figure]])}"
-            )
+            flags = [flag for one in done.values() for flag in one[way][figure]]
+            print(f"{way}, {figure}: {Share.of(flags)}")
 
 
 if __name__ == "__main__":
