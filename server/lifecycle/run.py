@@ -129,4 +129,5 @@ def _screens(config: Config, recorder: Recorder) -> Screens | None:
     plans = TextPlans(config)
     if not (plans.active or plans.screens):
         return None
-    return Screens(plans, Screener(plans.cascade, plans.images), recorder)
+    timed = recorder.metrics.time_reading
+    return Screens(plans, Screener(plans.cascade, plans.images, timed=timed), recorder)

@@ -67,7 +67,7 @@ def run_proxy(
         context = ProxyContext(
             config,
             plans,
-            Screener(plans.cascade, plans.images),
+            Screener(plans.cascade, plans.images, timed=metrics.verdicts.time_reading),
             Forwarder(upstreams, config.proxy),
             Recorder(metrics.verdicts, audit, tracing).record,
             _administration(config, directory),

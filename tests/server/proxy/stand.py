@@ -241,7 +241,7 @@ def proxied(
         context = ProxyContext(
             config,
             plans,
-            screener or Screener(plans.cascade, plans.images),
+            screener or Screener(plans.cascade, plans.images, timed=metrics.verdicts.time_reading),
             Forwarder(upstreams, config.proxy),
             Recorder(metrics.verdicts, audit, tracing).record,
             administration_app(config, directory) if directory is not None else None,
