@@ -28,6 +28,7 @@
     │       └── BudgetExhausted the tokens of this month are used up
     ├── DatabaseUnavailable    a database does not answer: HTTP 503
     │   └── TenantsUnavailable the database of tenants
+    ├── LimitsUnavailable      the store in which servers count together does not answer: HTTP 503
     └── GuardFailed            a guard could not be applied and its policy fails closed: HTTP 500
         └── ServiceStopped     the engine is shutting down or has died: HTTP 503
 
@@ -208,6 +209,13 @@ class TenantsUnavailable(DatabaseUnavailable):
     """Nobody can be identified: the database of tenants has not answered for too long."""
 
     code = "tenants_unavailable"
+
+
+class LimitsUnavailable(GuardError):
+    """A key has limits that servers count together, and their store does not answer."""
+
+    status = 503
+    code = "limits_unavailable"
 
 
 class GuardFailed(GuardError):

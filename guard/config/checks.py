@@ -21,6 +21,7 @@ from guard.config.language_checks import unsupported
 from guard.config.parsed import Problem, short, strings, table, tables, unknown
 from guard.config.pattern_checks import pattern_problems
 from guard.config.policy_checks import KnownGuards, live_policies_problems, policy_problems
+from guard.config.replicas_checks import replicas_problems
 from guard.config.setting_checks import setting_problems
 from guard.config.tenants_checks import tenants_problems
 from guard.data.faults import suggestion
@@ -97,6 +98,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     known = [NO_POLICY, *policies]
     tenants = table(data, "tenants")
     yield from tenants_problems(tenants, table(data, "oidc"))
+    yield from replicas_problems(table(data, "replicas"))
     if has_erasures and not ("admin_hash" in server or {"database", "database_env"} & {*tenants}):
         yield (
             ("erasures", "folder"),

@@ -23,6 +23,7 @@ from guard.config.parsed import Problem
 from guard.config.pattern_checks import model_path
 from guard.config.policy_schema import LivePoliciesConfig, Names, PolicyConfig
 from guard.config.proxy_schema import ProxyConfig, UpstreamConfig
+from guard.config.replicas_schema import ReplicasConfig
 from guard.config.section import Name, Section
 from guard.config.tenants_schema import OidcConfig, TenantsConfig
 from guard.config.toml_lines import KeyPath, key_lines, line_of
@@ -193,6 +194,7 @@ class Config(Section):
     keys: Annotated[tuple[KeyConfig, ...], Field(strict=False)] = ()
     tenants: TenantsConfig = TenantsConfig()
     oidc: OidcConfig = OidcConfig()
+    replicas: ReplicasConfig = ReplicasConfig()
     erasures: ErasuresConfig = ErasuresConfig()
     live_policies: LivePoliciesConfig = LivePoliciesConfig()
     proxy: ProxyConfig = ProxyConfig()

@@ -35,7 +35,7 @@ def database_problems(section: str, settings: Mapping[str, Any]) -> Iterator[tup
     database = settings.get("database")
     if "database" in settings and "database_env" in settings:
         yield (section, "database_env"), "is in place of 'database': leave one of them out"
-    if isinstance(database, str) and "://" in database and _has_password(database):
+    if isinstance(database, str) and "://" in database and has_password(database):
         yield (
             (section, "database"),
             "has a password: put the URL into an environment variable, and name that in "
@@ -43,7 +43,8 @@ def database_problems(section: str, settings: Mapping[str, Any]) -> Iterator[tup
         )
 
 
-def _has_password(url: str) -> bool:
+def has_password(url: str) -> bool:
+    """Whether a URL has a password, or may have one."""
     try:
         return urlsplit(url).password is not None
     except ValueError:

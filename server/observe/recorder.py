@@ -102,7 +102,7 @@ class Recorder:
 
     def record(self, verdict: Verdict, tenant: str) -> None:
         """Count the verdict of a finished request and append it to the audit log."""
-        self.metrics.count(verdict)
+        self.metrics.count(verdict, tenant)
         shadow = self.shadow(verdict)
         if shadow is not None:
             self.metrics.count_shadow(verdict, shadow["outcome"])

@@ -13,6 +13,7 @@ from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
+from guard.replicas.opening import ledger_of, open_replicas
 from guard.tenants.acts import noting
 from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
@@ -23,6 +24,7 @@ from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
+from server.observe.replicas import register_shared_limits
 from server.observe.tracing import tracing_of
 from server.proxy.administration import administer, of_proxy
 from server.proxy.app import ProxyApp
@@ -54,21 +56,26 @@ def run_proxy(
     path = config.server.audit_log
     with (
         AuditLog(path, key=config.server.audit_key) if path else nullcontext() as audit,
-        open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
+        open_replicas(config.replicas) as replicas,
+        open_directory(
+            config, noting(audit, metrics.verdicts.count_audit_failure), ledger_of(replicas)
+        ) as directory,
         closing(tracing_of(config.server.traces)) as tracing,
     ):
         recorder = Recorder(metrics.verdicts, audit, tracing)
         context = ProxyContext(
             config,
             plans,
-            Screener(plans.cascade, plans.images),
+            Screener(plans.cascade, plans.images, timed=metrics.verdicts.time_reading),
             Forwarder(upstreams, config.proxy),
             recorder.record,
             kept=KeptTexts(config.live_policies.kept_texts),
         )
-        app = ProxyApp(context, key_ring(config, directory), metrics)
+        app = ProxyApp(context, key_ring(config, directory, ledger_of(replicas)), metrics, replicas)
         administer(app, config, directory, recorder, metrics)
         register_upstream_metrics(upstreams, metrics.registry)
+        if replicas is not None:
+            register_shared_limits(replicas.ledger, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
                 edged(ExchangeMiddleware(app, metrics, tracing), app.context.paths, config.server),

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
+from guard.replicas.opening import ledger_of, open_replicas
 from guard.tenants.acts import noting
 from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
@@ -124,14 +125,17 @@ def live_server(
     kept = KeptTexts(config.live_policies.kept_texts)
     screens = Screens(plans, Screener(plans.cascade, plans.images), records.recorder, kept)
     offered = screens if plans.active or config.live_policies.is_configured else None
-    with open_directory(config, noting(audit)) as directory:
+    with (
+        open_replicas(config.replicas) as replicas,
+        open_directory(config, noting(audit), ledger_of(replicas)) as directory,
+    ):
         live = LiveConfiguration(config, services.values())
         policies = follow_policies(
             config, live, services, offered, directory, records.recorder, metrics
         )
         app = create_app(
             *(config, services),
-            keys=key_ring(config, directory),
+            keys=key_ring(config, directory, ledger_of(replicas)),
             metrics=metrics,
             screens=offered,
             directory=directory,
