@@ -1,6 +1,7 @@
 """What limits cost that servers count together: `python -m benchmarks.shared_limits`.
 
-Proxies side by side before one stub upstream, each on one core, for a key with a limit: counted
+First the counting alone: from a request's admission to its end, on three levels, in one loop. Then
+proxies side by side before one stub upstream, each on one core, for a key with a limit: counted
 in the process, in Redis, in PostgreSQL (`--postgresql URL`), and by two proxies in one Redis, both
 under load at the same time. Each round measures all in a new random order; the report has medians.
 CPU time per request is that of the proxies while they were saturated: two of them scale as it stays
@@ -16,6 +17,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,6 +31,10 @@ from rich.table import Table
 from benchmarks.processes import cpu_seconds, free_port, running
 from benchmarks.proxy import BODY, CONNECTIONS, PER_SECOND
 from benchmarks.wire import paced, request, saturating
+from guard.config.replicas_schema import ReplicasConfig
+from guard.replicas.opening import open_replicas
+from guard.tenants.levels import LevelSettings
+from guard.tenants.meters import Ledger
 from guard.tenants.secret import hash_key
 
 KEY = f"""
@@ -37,6 +43,11 @@ hash = "{hash_key("sk-bench")}"
 tenant = "bench"
 requests_per_minute = 1000000
 """
+LIMITS = LevelSettings(
+    requests_per_minute=10**9, tokens_per_minute=10**12, concurrent_requests=1000
+)
+COUNTED = 2000
+"""Requests of a round."""
 Servers = list[tuple[int, int]]
 """The port and the process of each proxy."""
 
@@ -48,8 +59,16 @@ def main(
 ) -> None:
     """Measure, and print a table."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    with _targets(postgresql) as targets:
-        rows = uvloop.run(_measure(targets, rounds, seconds))
+    with _redis() as store:
+        stores = {"in process": None, "Redis": store, "PostgreSQL": postgresql}
+        counting = Table("counting", "median us", "99 % us")
+        for name, url in stores.items():
+            if url is not None or name == "in process":
+                median, late = uvloop.run(_counting(url, rounds))
+                counting.add_row(name, f"{median:.1f}", f"{late:.1f}")
+        Console().print(counting)
+        with _targets(store, postgresql) as targets:
+            rows = uvloop.run(_measure(targets, rounds, seconds))
     table = Table("limits", "p50 ms", "beside in process", "CPU ms a request", "requests/s")
     for name, (p50, added, cpu_ms, rate) in rows.items():
         table.add_row(name, f"{p50:.2f}", f"{added:+.3f}", f"{cpu_ms:.3f}", f"{rate:.0f}")
@@ -57,19 +76,45 @@ def main(
 
 
 @contextmanager
-def _targets(postgresql: str | None) -> Iterator[dict[str, Servers]]:
+def _redis() -> Iterator[str]:
     server = shutil.which("redis-server")
     if server is None:
         raise SystemExit("this needs Redis (Debian: apt-get install redis-server)")
+    port = free_port()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running([server, "--port", str(port), "--save", ""], port, folder=Path(folder)),
+    ):
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+async def _counting(url: str | None, rounds: int) -> tuple[float, float]:
+    """Median and 99th percentile of the time that counting one request takes, in microseconds."""
+    settings = ReplicasConfig(store=url, name="counting")
+    with open_replicas(settings) as replicas:
+        ledger = replicas.ledger if replicas is not None else Ledger()
+        meters = [ledger.meter(name, name, LIMITS) for name in ("key", "team", "organisation")]
+        times = []
+        for _ in range(COUNTED * rounds):
+            started = time.perf_counter()
+            lease = await ledger.admit(meters)
+            lease.spend(100)
+            lease.close()
+            times.append(1e6 * (time.perf_counter() - started))
+            # as a server does between two requests
+            await asyncio.sleep(0)
+    return statistics.median(times), statistics.quantiles(times, n=100)[98]
+
+
+@contextmanager
+def _targets(store: str, postgresql: str | None) -> Iterator[dict[str, Servers]]:
     with ExitStack() as stack:
         start = stack.enter_context
         folder = Path(start(tempfile.TemporaryDirectory()))
-        port, stub = free_port(), free_port()
-        start(running([server, "--port", str(port), "--save", ""], port, folder=folder))
-        start(
-            running([sys.executable, "-m", "benchmarks.stub_upstream", "--port", str(stub)], stub)
-        )
-        redis = f'store = "redis://127.0.0.1:{port}/0"'
+        stub = free_port()
+        command = [sys.executable, "-m", "benchmarks.stub_upstream", "--port", str(stub)]
+        start(running(command, stub))
+        redis = f'store = "{store}"'
         stores = {"in process": [""], "Redis": [f'{redis}\nname = "one"']}
         if postgresql is not None:
             stores["PostgreSQL"] = [f'store = "{postgresql}"']
