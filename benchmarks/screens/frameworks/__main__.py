@@ -113,7 +113,9 @@ def _print(results: Results, sent: Mapping[str, list[Sent]]) -> None:
                 for name, each in by_framework.items()
                 for text in each.fired(screen)
             ]
-    table.add_row("", "requests", *map(str, [sum(map(len, sent.values())), *map(len, sent.values())]))
+    table.add_row(
+        "", "requests", *map(str, [sum(map(len, sent.values())), *map(len, sent.values())])
+    )
     console.print(table)
     for screen, policy, name, text in fired:
         beginning = " ".join(text[: 4 * _BEGINNING].split())[:_BEGINNING]

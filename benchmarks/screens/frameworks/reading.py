@@ -71,9 +71,7 @@ async def read(sent: Sequence[Sent], plan: TextPlan, screener: Screener) -> Read
         assert route is not None, each.path
         raw = each.body.encode()
         body = parse_object(raw)
-        screening = RequestScreening(
-            plan, body, route.default_place, Findings(plan), size=len(raw)
-        )
+        screening = RequestScreening(plan, body, route.default_place, Findings(plan), size=len(raw))
         await screening.run(reader)
     return reader.read_texts
 

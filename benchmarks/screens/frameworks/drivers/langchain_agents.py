@@ -143,9 +143,7 @@ def retrieval(session: Session) -> None:
         ]
     )
     context = "\n\n".join(document.page_content for document in DOCUMENTS)
-    (answer | model).invoke(
-        {"context": context, "chat_history": turns, "input": "How is it done?"}
-    )
+    (answer | model).invoke({"context": context, "chat_history": turns, "input": "How is it done?"})
     grader = model.with_structured_output(Grade, method="function_calling")
     grader.invoke(
         "You are a grader assessing relevance of a retrieved document to a user question.\n"
@@ -202,7 +200,11 @@ def agent_with_tools(session: Session) -> None:
             [call("market_news", {"topic": "software"})],
             [call("divide", {"a": 10000, "b": 412.3})],
             "You could buy 24 shares.",
-            [call("send_report", {"to": "treasurer@club.example", "subject": "MSFT", "body": "24"})],
+            [
+                call(
+                    "send_report", {"to": "treasurer@club.example", "subject": "MSFT", "body": "24"}
+                )
+            ],
             "Done, the treasurer has it.",
         )
         _turn(agent, "How many Microsoft shares do I get for 10,000 dollars?")
@@ -235,7 +237,9 @@ def agent_that_plans(session: Session) -> None:
 
 
 def agent_with_a_memory(session: Session) -> None:
-    summarize = SummarizationMiddleware(_chat_model(session), trigger=("messages", 4), keep=("messages", 2))
+    summarize = SummarizationMiddleware(
+        _chat_model(session), trigger=("messages", 4), keep=("messages", 2)
+    )
     agent = create_agent(
         _chat_model(session),
         [_tool(divide)],

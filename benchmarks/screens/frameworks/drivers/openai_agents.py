@@ -228,7 +228,11 @@ def typed_outputs(session: Session) -> None:
             model=model,
         )
         session.play('{"good_quality": true, "sections": ["The lighthouse", "The storm"]}')
-        _ask(session, agent, "A lighthouse keeper finds a bottle. A storm comes. He reads the letter.")
+        _ask(
+            session,
+            agent,
+            "A lighthouse keeper finds a bottle. A storm comes. He reads the letter.",
+        )
         session.play('{"good_quality": "yes"')
         try:
             _ask(session, agent, "A robot learns to paint.")

@@ -223,7 +223,9 @@ def a_summary_of_the_history(session: Session) -> None:
     )
     agent = Agent(model, instructions="You advise on paint.")
     history = agent.run_sync("I want to paint my flat.").all_messages()
-    history = agent.run_sync("Kitchen and bath, light grey.", message_history=history).all_messages()
+    history = agent.run_sync(
+        "Kitchen and bath, light grey.", message_history=history
+    ).all_messages()
     summarize = Agent(
         model,
         instructions="Summarize this conversation, omitting small talk and unrelated topics. "
