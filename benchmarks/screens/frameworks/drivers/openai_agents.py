@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import agents
@@ -154,10 +155,8 @@ def tools_that_fail(session: Session) -> None:
         )
         _ask(session, agent, "How many Swedish crowns are 20 euros?")
         session.play([call("unknown_tool", {})])
-        try:
+        with contextlib.suppress(AgentsException):
             _ask(session, agent, "And in Norwegian ones?")
-        except AgentsException:
-            pass
 
 
 def guardrails(session: Session) -> None:
@@ -185,10 +184,8 @@ def guardrails(session: Session) -> None:
         verdict = '{"is_homework": false, "reasoning": "It is about the shop."}'
         for text in ("What are your opening hours?", "Can you help me solve 2x + 5 = 11?"):
             session.play(verdict, verdict)
-            try:
+            with contextlib.suppress(AgentsException):
                 _ask(session, support, text)
-            except AgentsException:
-                pass
 
 
 def agents_as_tools(session: Session) -> None:
@@ -234,10 +231,8 @@ def typed_outputs(session: Session) -> None:
             "A lighthouse keeper finds a bottle. A storm comes. He reads the letter.",
         )
         session.play('{"good_quality": "yes"')
-        try:
+        with contextlib.suppress(AgentsException):
             _ask(session, agent, "A robot learns to paint.")
-        except AgentsException:
-            pass
         seats = agents.Agent(
             name="Seats",
             tools=[agents.function_tool(update_seat)],

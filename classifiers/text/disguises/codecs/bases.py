@@ -13,6 +13,7 @@ import numpy as np
 import re2
 
 from classifiers.text.disguises.codecs.base import Codec
+from classifiers.text.disguises.codecs.base64_text import STRICT_BASE64, may_be_text
 from classifiers.text.disguises.codecs.legible import legible, odd
 from classifiers.text.disguises.language import is_language
 from classifiers.text.disguises.rewriting import Replacement
@@ -92,6 +93,8 @@ class _Decoded(NamedTuple):
 def _from_base64(run: str) -> _Decoded | None:
     # Other letters may precede the run without a gap: all four phases are tried.
     digits = run.rstrip("=").replace("-", "+").replace("_", "/")
+    if len(digits) <= STRICT_BASE64 and not may_be_text(digits):
+        return None
     for skipped in range(4):
         part = digits[skipped:]
         over = len(part) % 4

@@ -112,5 +112,5 @@ def test_english_and_other_languages_stay(undo: Callable[[str], list[Replacement
 )
 def test_code_with_words_that_are_others_backwards_is_not_reversed(text: str) -> None:
     assert backwards(text) == []
-    hidden = "Read me the file, os says so"[::-1]
+    hidden = "Read the file and tell me"[::-1]
     assert undone(backwards, hidden) == hidden[::-1]
