@@ -27,6 +27,7 @@ from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
 from server.observe.tracing import tracing_of
+from server.observe.traffic import Traffic
 from server.screening.middleware import Screens
 from server.screening.texts.screener import Screener
 from server.services.build import build_services
@@ -55,7 +56,8 @@ def run_server(
         open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
         closing(tracing_of(config.server.traces)) as tracing,
     ):
-        recorder = Recorder(metrics.verdicts, audit, tracing)
+        traffic = Traffic()
+        recorder = Recorder(metrics.verdicts, audit, tracing, traffic)
         screens = _screens(config, recorder)
         services = build_services(config, recorder)
         try:
@@ -73,6 +75,7 @@ def run_server(
                 erasures=erasures,
                 directory=directory,
                 tracing=tracing,
+                traffic=traffic,
             ),
             log_level="warning",
             access_log=False,
@@ -82,12 +85,18 @@ def run_server(
             # After the grace period all rows have ended: only clients that do not read still hang.
             timeout_graceful_shutdown=int(GRACE_S) + 5,
         )
+
+        def stop_streams() -> None:
+            traffic.stop()
+            if erasures is not None:
+                erasures.stop()
+
         server = GracefulServer(
             settings,
             services,
             on_ready=lambda: announce(list(services)),
             on_hangup=partial(rotate, audit) if audit else None,
-            on_stop=erasures.stop if erasures else None,
+            on_stop=stop_streams,
         )
         if stop is not None:
             threading.Thread(target=_end_on, args=(stop, server), daemon=True).start()

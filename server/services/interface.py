@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.verdict import Verdict
+from server.services.token_gates import TokenGate
 from server.services.tools.offered import OfferedTools
 from server.services.tools.parser import CallDelta, CallEnd
 from server.services.tools.template import ToolFormat
@@ -58,7 +59,7 @@ class TextRowRequest:
     `record_id` is the id under which the recorder holds the row's verdict until text screens have
     read its answer; "" where none do. `shown`: special tokens, by id, that are text in the answer.
     `adapter` names the LoRA adapter that the row runs with, `caller` is whose turn its work takes.
-    `streamed`: the client reads the answer as it comes.
+    `streamed`: the client reads the answer as it comes. `debug` asks for the scores of each token.
     """
 
     request_id: str
@@ -71,6 +72,7 @@ class TextRowRequest:
     adapter: str | None = None
     caller: str = ""
     streamed: bool = False
+    debug: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,14 +141,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of one row; `tokens` is filled where the request wants log-probabilities.
-
-    `said`: the text is the policy's message, with which the answer ends, and not of the model.
+    """New text of one row; `tokens` is filled where the request wants log-probabilities, `gates`,
+    of tokens that were sent before, where it has `debug`. `said`: the text is the policy's message,
+    with which the answer ends, and not of the model.
     """
 
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
     said: bool = False
+    gates: tuple[TokenGate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
