@@ -43,7 +43,8 @@ class TokenGates:
         if token.gates:
             if self._generated:
                 self._found[self._generated] = token.gates[-1]
-            else:
+            elif len(token.gates) >= len(self._prompt):
+                # else the answer has gone back to its beginning: the prompt was told
                 self._of_prompt = self._named(token.gates)
         self._generated += 1
 
