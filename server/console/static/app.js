@@ -90,9 +90,9 @@ async function route() {
   const page = pages[name];
   replace(nav, open().map(([key, each]) =>
     h("li", {}, h("a", { href: `#/${key}`, "aria-current": key === name && "page" }, each.title))));
-  nav.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
+  nav.parentElement.scrollLeft = nav.querySelector("[aria-current]").offsetLeft - 60;
   document.title = `${page.title} · inference-guard`;
-  const root = h("section", { class: `page ${name}`, "aria-label": page.title });
+  const root = h("div", { class: `page ${name}` });
   replace(main, root);
   const cleanups = [];
   leave = () => cleanups.splice(0).forEach((each) => each());

@@ -57,6 +57,9 @@ export function meter(guard) {
     h("span", { class: "number small" }, words, h("span", { class: "unseen" }, guard.fired ? " fired" : " did not fire")));
 }
 
+/** What may be wider than its place: it scrolls, also by keyboard. */
+export const scroll = (label, child, name = "") => h("div", { class: `scroll ${name}`, tabindex: 0, role: "region", "aria-label": label }, child);
+
 /** A dialog that closes itself; resolves with what `close` was called with, null for Escape. */
 export function dialog(title, build) {
   return new Promise((resolve) => {

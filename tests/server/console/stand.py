@@ -65,12 +65,13 @@ def console_server(
         f'[erasures]\nfolder = "erasures"\n[policies.{ERASED}]\nguards = []',
         '[policies.closed]\nguards = ["never"]',
     ]
+    path.write_text("\n".join(lines))
     tenants = None
     if keyed:
         policies = {"policies": [*load_config(path).policies, "none"]}
         tenants = seeded(folder / "tenants.sqlite", organisation=policies)
         lines.append(f'[tenants]\ndatabase = "{tenants.path}"\nrefresh_s = 0.1')
-    path.write_text("\n".join(lines))
+        path.write_text("\n".join(lines))
     config = _showing(load_config(path))
     command = (sys.executable, "-m", "tests.server.erasures.fake_fit")
     with model.serve(folder, config) as running, open_directory(config) as directory:

@@ -2,7 +2,7 @@
 
 import { get, text } from "../api.js";
 import { day, h, save } from "../dom.js";
-import { dialog } from "../widgets.js";
+import { dialog, scroll } from "../widgets.js";
 
 export async function showCertificate(path) {
   const [certificate, page] = await Promise.all([get(`${path}/certificate?format=json`), text(`${path}/certificate?format=html`, { accept: "text/html" })]);
@@ -10,9 +10,9 @@ export async function showCertificate(path) {
   const facts = [["State", certificate.state], ["Asked", `${asked.name}${asked.aliases.length ? `, ${asked.aliases.join(", ")}` : ""}`], ["Model", asked.model],
     ["Fingerprint", certificate.model?.fingerprint], ["Judgement", certificate.judgement], ["Reason", certificate.reason], ["Issued", day(certificate.issued)], ["Digest", certificate.digest]];
   const shown = facts.filter(([, value]) => value);
-  const table = (names, rows) => h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))),
+  const table = (label, names, rows) => scroll(label, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => h("td", { class: "small" }, cell)))))));
-  const part = (name, names, rows) => rows.length > 0 && [h("h3", {}, name), table(names, rows)];
+  const part = (name, names, rows) => rows.length > 0 && [h("h3", {}, name), table(name, names, rows)];
   await dialog(`Certificate of “${asked.name}”`, (close) => [
     h("dl", { class: "facts" }, shown.map(([name, value]) => [h("dt", {}, name), h("dd", { class: name === "Digest" || name === "Fingerprint" ? "mono" : "" }, value)])),
     part("States", ["State", "Since"], certificate.history.map((step) => [step.state, day(step.time)])),

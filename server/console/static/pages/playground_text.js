@@ -2,7 +2,7 @@
 
 import { events, keys } from "../api.js";
 import { announce, figure, h, plural, replace, svg } from "../dom.js";
-import { select } from "../widgets.js";
+import { scroll, select } from "../widgets.js";
 import { both, side } from "./side.js";
 
 export async function runText(place, asked) {
@@ -113,8 +113,8 @@ class Gates {
       h("div", { class: "parts small soft", "aria-hidden": "true" }, [["prompt", this.prompt], ["answer", this.tokens]].map(([name, part]) => h("span", { "--tokens": part.length }, part.length > 0 && name))), gateChart(read, threshold),
       h("p", { class: "row small", "aria-hidden": "true" }, h("span", { class: "soft" }, "Score beside the threshold:"), legend),
       h("details", {}, h("summary", {}, "The prompt, as the model reads it"), h("p", { class: "answer" }, first)),
-      h("details", {}, h("summary", {}, "All scores as a table"), h("div", { class: "scroll table-short" }, h("table", {}, h("thead", {}, h("tr", {}, ["Token", "Of the", "Score"].map((name) => h("th", { scope: "col" }, name)))),
-        h("tbody", {}, read.map((each) => h("tr", {}, h("td", { class: "mono" }, JSON.stringify(each.text)), h("td", {}, each.of), h("td", {}, each.score === undefined ? "not read" : figure(each.score, 4))))))))];
+      h("details", {}, h("summary", {}, "All scores as a table"), scroll("Scores", h("table", {}, h("thead", {}, h("tr", {}, ["Token", "Of the", "Score"].map((name) => h("th", { scope: "col" }, name)))),
+        h("tbody", {}, read.map((each) => h("tr", {}, h("td", { class: "mono" }, JSON.stringify(each.text)), h("td", {}, each.of), h("td", {}, each.score === undefined ? "not read" : figure(each.score, 4)))))), "table-short"))];
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { clock, count, figure, h, isNarrow, plural, replace, svg } from "../dom.js";
-import { copier, empty, field, head, outcome, select } from "../widgets.js";
+import { copier, empty, field, head, outcome, scroll, select } from "../widgets.js";
 
 export const title = "Thresholds";
 export const needs = "traffic";
@@ -82,7 +82,7 @@ function changes(more, fewer) {
   const row = ([each, what]) => h("tr", {}, h("td", {}, clock(each.request.time)), h("td", { class: "number" }, figure(each.score, 4)), h("td", {}, h("span", { class: `chip ${what === "would fire" ? "warn" : "good"}` }, what)),
     h("td", {}, outcome(each.request.outcome)), h("td", {}, each.request.policy), h("td", {}, each.request.tenant || "–"), h("td", { class: "mono small" }, each.request.request_id));
   return [h("h3", {}, `Decided otherwise${changed.length > SHOWN ? `: the newest ${SHOWN} of ${count(changed.length)}` : ""}`),
-    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Time"), h("th", { scope: "col", class: "number" }, "Score"), ["Change", "Then", "Policy", "Tenant", "Request"].map((name) => h("th", { scope: "col" }, name)))),
+    scroll("Decided otherwise", h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Time"), h("th", { scope: "col", class: "number" }, "Score"), ["Change", "Then", "Policy", "Tenant", "Request"].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, changed.slice(0, SHOWN).map(row))))];
 }
 

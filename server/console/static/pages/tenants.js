@@ -11,21 +11,26 @@ const KINDS = { organisations: "organisation", teams: "team", keys: "key" };
 const LIMITS = [["requests_per_minute", "Requests a minute"], ["tokens_per_minute", "Tokens a minute"], ["concurrent_requests", "Requests at once"], ["tokens_per_month", "Tokens a month"]];
 
 export async function mount(root, context) {
-  const place = h("div", { class: "stack" });
-  root.append(head("Keys", "Who may ask, and how much: organisations have teams, teams have keys. Limits and policies of a level hold for all below it."), place);
+  const place = h("div", { class: "stack" }), problem = h("div");
+  root.append(head("Keys", "Who may ask, and how much: organisations have teams, teams have keys. Limits and policies of a level hold for all below it."), problem, place);
   await refresh();
 
   async function refresh() {
     const [organisations, teams, found] = await Promise.all(Object.keys(KINDS).map((kind) => all(`guard/v1/${kind}?limit=500`)));
-    const live = (level) => !level.revoked;
-    const add = (label, action) => context.may && h("button", { onclick: async () => { if (await action()) await refresh(); } }, label);
-    const section = (name, levels, columns, button, nothing) => h("section", { class: "card", "aria-label": name }, h("header", {}, h("h2", {}, `${name} (${count(levels.filter(live).length)})`), button),
+    const isLive = (level) => !level.revoked;
+    const add = (label, action) => context.may && opener(label, action);
+    const section = (name, levels, columns, button, nothing) => h("section", { class: "card", "aria-label": name }, h("header", {}, h("h2", {}, `${name} (${count(levels.filter(isLive).length)})`), button),
       levels.length ? table(levels, columns) : nothing);
     replace(place,
-      section("Keys", found, ["Team", "Role", "Expires"], add("New key", () => newKey(teams.filter(live))),
+      section("Keys", found, ["Team", "Role", "Expires"], add("New key", newKey),
         empty("No keys yet", h("p", {}, teams.length ? "A key is told once, when it is made. Give one to each application." : "Make an organisation and a team first: keys belong to a team. Keys of the role admin or auditor have none."))),
-      section("Teams", teams, ["Organisation"], organisations.some(live) && add("New team", () => newTeam(organisations.filter(live))), empty("No teams yet", h("p", {}, "Teams share a budget and policies."))),
+      section("Teams", teams, ["Organisation"], organisations.some(isLive) && add("New team", newTeam), empty("No teams yet", h("p", {}, "Teams share a budget and policies."))),
       section("Organisations", organisations, [], add("New organisation", newOrganisation), empty("No organisations yet", h("p", {}, "An organisation is who you serve: a customer, or a department."))));
+  }
+
+  function opener(label, action) {
+    const button = h("button", { onclick: () => acting(button, problem, async () => { if (await action()) await refresh(); }) }, label);
+    return button;
   }
 
   function table(levels, columns) {
@@ -71,17 +76,20 @@ function newOrganisation() {
   return asked("New organisation", [name, h("div", { class: "fields" }, bounds.map(([, each]) => each))], "Make it", () => post("guard/v1/organisations", { name: name.control.value.trim(), ...values(bounds) }));
 }
 
-function newTeam(organisations) {
-  const organisation = select("Organisation", organisations.map((each) => each.id));
+/** The ids of what is there now, and not revoked. */
+const live = async (kind) => (await all(`guard/v1/${kind}?limit=500`)).filter((level) => !level.revoked).map((level) => level.id);
+
+async function newTeam() {
+  const organisation = select("Organisation", await live("organisations"));
   const name = field("Name", h("input", { required: true, maxlength: 100 })), bounds = limitFields();
   return asked("New team", [organisation, name, h("div", { class: "fields" }, bounds.map(([, each]) => each))], "Make it",
     () => post("guard/v1/teams", { organisation: organisation.control.value, name: name.control.value.trim(), ...values(bounds) }));
 }
 
-async function newKey(teams) {
+async function newKey() {
   const name = field("Name", h("input", { required: true, maxlength: 100 }), "What the key is for.");
   const role = select("Role", [["tenant", "tenant: asks models"], ["auditor", "auditor: reads traffic, tenants and erasures"], ["admin", "admin: changes them too"]], { onchange: () => { team.hidden = role.control.value !== "tenant"; } });
-  const team = select("Team", teams.map((each) => each.id));
+  const team = select("Team", await live("teams"));
   const life = select("Expires", [["", "never"], ["604800", "in a week"], ["2592000", "in 30 days"], ["31536000", "in a year"]]);
   const bounds = limitFields();
   const made = await asked("New key", [h("div", { class: "fields" }, name, role, team, life), h("div", { class: "fields" }, bounds.map(([, each]) => each))], "Make it", () => post("guard/v1/keys", {
