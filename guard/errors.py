@@ -22,6 +22,7 @@
     │   └── TooManyRequests    the queue is full or the key's rate is used up
     │       └── BudgetExhausted the tokens of this month are used up
     ├── TenantsUnavailable     the database of tenants does not answer: HTTP 503
+    ├── LimitsUnavailable      the store in which servers count together does not answer: HTTP 503
     └── GuardFailed            a guard could not be applied and its policy fails closed: HTTP 500
         └── ServiceStopped     the engine is shutting down or has died: HTTP 503
 
@@ -170,6 +171,13 @@ class TenantsUnavailable(GuardError):
 
     status = 503
     code = "tenants_unavailable"
+
+
+class LimitsUnavailable(GuardError):
+    """A key has limits that servers count together, and their store does not answer."""
+
+    status = 503
+    code = "limits_unavailable"
 
 
 class GuardFailed(GuardError):

@@ -19,6 +19,7 @@ from guard.config.artifact_paths import artifact_path
 from guard.config.kinds import KINDS, Kind, kind_of
 from guard.config.language_checks import language_problems, unsupported
 from guard.config.pattern_checks import pattern_problems
+from guard.config.replicas_checks import replicas_problems
 from guard.config.screen_checks import screen_problems
 from guard.config.setting_checks import setting_problems
 from guard.config.tenants_checks import tenants_problems
@@ -108,6 +109,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     known = [NO_POLICY, *policies]
     tenants = _table(data, "tenants")
     yield from tenants_problems(tenants, _table(data, "oidc"))
+    yield from replicas_problems(_table(data, "replicas"))
     if has_erasures and not ("admin_hash" in server or {"database", "database_env"} & {*tenants}):
         yield (
             ("erasures", "folder"),

@@ -22,6 +22,7 @@ from guard.config.kinds import KINDS, Engine, Kind
 from guard.config.pattern_checks import model_path
 from guard.config.policy_schema import Names, PolicyConfig
 from guard.config.proxy_schema import ProxyConfig, UpstreamConfig
+from guard.config.replicas_schema import ReplicasConfig
 from guard.config.section import Name, Section
 from guard.config.tenants_schema import OidcConfig, TenantsConfig
 from guard.config.toml_lines import key_lines, line_of
@@ -192,6 +193,7 @@ class Config(Section):
     keys: Annotated[tuple[KeyConfig, ...], Field(strict=False)] = ()
     tenants: TenantsConfig = TenantsConfig()
     oidc: OidcConfig = OidcConfig()
+    replicas: ReplicasConfig = ReplicasConfig()
     erasures: ErasuresConfig = ErasuresConfig()
     proxy: ProxyConfig = ProxyConfig()
     upstreams: Annotated[tuple[UpstreamConfig, ...], Field(strict=False)] = ()

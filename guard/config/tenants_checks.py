@@ -17,7 +17,7 @@ def tenants_problems(
     database = tenants.get("database")
     if "database" in tenants and "database_env" in tenants:
         yield ("tenants", "database_env"), "is in place of 'database': leave one of them out"
-    if isinstance(database, str) and "://" in database and _has_password(database):
+    if isinstance(database, str) and "://" in database and has_password(database):
         yield (
             ("tenants", "database"),
             "has a password: put the URL into an environment variable, and name that in "
@@ -38,7 +38,8 @@ def tenants_problems(
             )
 
 
-def _has_password(url: str) -> bool:
+def has_password(url: str) -> bool:
+    """Whether a URL has a password, or may have one."""
     try:
         return urlsplit(url).password is not None
     except ValueError:

@@ -234,9 +234,11 @@ def _title(level: Level) -> str:
 
 
 @contextmanager
-def open_directory(config: Config, note: Note | None = None) -> Iterator[Directory | None]:
+def open_directory(
+    config: Config, note: Note | None = None, ledger: Ledger | None = None
+) -> Iterator[Directory | None]:
     """The tenants of a configuration while its server runs; None where it has no database. `note`
-    is told of changes that are made here.
+    is told of changes that are made here; `ledger` counts their requests.
 
     Raises GuardError where the database cannot be used.
     """
@@ -254,6 +256,7 @@ def open_directory(config: Config, note: Note | None = None) -> Iterator[Directo
         refresh_s=config.tenants.refresh_s,
         offline_s=config.tenants.offline_s,
         tokens=tokens,
+        ledger=ledger,
     )
     directory.open()
     try:

@@ -97,9 +97,9 @@ class Gateway:
         exchange_of(request).identify(self.config, self.keys, key)
         return key
 
-    def count(self, request: Request, key: Principal | None) -> None:
+    async def count(self, request: Request, key: Principal | None) -> None:
         """See `admit` of `server.auth`."""
-        admit(self.keys, key, exchange_of(request))
+        await admit(self.keys, key, exchange_of(request))
 
     def service(self, model: str) -> Service:
         """The service of `model`. Raises UnknownModel."""
@@ -152,7 +152,7 @@ class Gateway:
         deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
         key = self.authenticate(request)
         exchange = exchange_of(request)
-        admit(self.keys, key, exchange)
+        await admit(self.keys, key, exchange)
         timer = asyncio.timeout_at(deadline)
         try:
             async with timer:

@@ -15,6 +15,7 @@ from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.errors import GuardError
 from guard.plans.screens import TextPlans
+from guard.replicas.opening import ledger_of, open_replicas
 from guard.tenants.acts import noting
 from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
@@ -26,6 +27,7 @@ from server.lifecycle.graceful import GRACE_S, GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
+from server.observe.replicas import register_shared_limits
 from server.observe.tracing import tracing_of
 from server.observe.traffic import Traffic
 from server.screening.middleware import Screens
@@ -53,9 +55,14 @@ def run_server(
     path = config.server.audit_log
     with (
         AuditLog(path, key=config.server.audit_key) if path else nullcontext() as audit,
-        open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
+        open_replicas(config.replicas) as replicas,
+        open_directory(
+            config, noting(audit, metrics.verdicts.count_audit_failure), ledger_of(replicas)
+        ) as directory,
         closing(tracing_of(config.server.traces)) as tracing,
     ):
+        if replicas is not None:
+            register_shared_limits(replicas.ledger, metrics.registry)
         traffic = Traffic()
         recorder = Recorder(metrics.verdicts, audit, tracing, traffic)
         screens = _screens(config, recorder)
@@ -69,7 +76,7 @@ def run_server(
             create_app(
                 config,
                 services,
-                keys=key_ring(config, directory),
+                keys=key_ring(config, directory, ledger_of(replicas)),
                 metrics=metrics,
                 screens=screens,
                 erasures=erasures,
@@ -131,4 +138,5 @@ def _screens(config: Config, recorder: Recorder) -> Screens | None:
     plans = TextPlans(config)
     if not (plans.active or plans.screens):
         return None
-    return Screens(plans, Screener(plans.cascade, plans.images), recorder)
+    timed = recorder.metrics.time_reading
+    return Screens(plans, Screener(plans.cascade, plans.images, timed=timed), recorder)

@@ -106,7 +106,7 @@ class Recorder:
 
     def record(self, verdict: Verdict, tenant: str) -> None:
         """Count the verdict of a finished request and append it to the audit log."""
-        self.metrics.count(verdict)
+        self.metrics.count(verdict, tenant)
         self.tracing.verdict(verdict)
         self.watch(verdict)
         if self.traffic is not None:

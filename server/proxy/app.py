@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from guard.errors import GuardError
+from guard.replicas.opening import Replicas
 from guard.tenants.keys import KeyRing, Principal
 from server.auth import admit, allowed_policies, authenticate, default_policy
 from server.errors import internal_error
@@ -20,6 +21,7 @@ from server.observe.metrics import Metrics
 from server.proxy.errors import UnsupportedUpgrade
 from server.proxy.forwarding.forward import SAFE_METHODS
 from server.proxy.forwarding.health import poll_health
+from server.proxy.forwarding.shared_breakers import share_breakers
 from server.proxy.mcp import McpRequest
 from server.proxy.request import POLICIES, ProxiedRequest, ProxyContext
 from server.proxy.tracked_send import TrackedSend
@@ -32,26 +34,38 @@ logger = logging.getLogger(__name__)
 class ProxyApp:
     """The forwarder and the screener of `context` are opened and closed with the app.
 
-    `keys` None leaves the proxy open to all.
+    `keys` None leaves the proxy open to all; with `replicas` it shares its breakers.
     """
 
-    def __init__(self, context: ProxyContext, keys: KeyRing | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        context: ProxyContext,
+        keys: KeyRing | None,
+        metrics: Metrics,
+        replicas: Replicas | None = None,
+    ) -> None:
         self.context, self.keys, self.metrics = context, keys, metrics
-        self._health_task: asyncio.Task[None] | None = None
+        self._replicas = replicas
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        """Open the connection pool and start the health checks."""
+        """Open the connection pool, start the health checks and the sharing of breakers."""
         await self.context.forwarder.open()
         forwarder = self.context.forwarder
         polling = poll_health(forwarder.session, forwarder.upstreams.all)
-        self._health_task = asyncio.create_task(polling)
+        self._tasks.append(asyncio.create_task(polling))
+        replicas = self._replicas
+        if replicas is not None and replicas.settings.breakers:
+            every_s = replicas.settings.sync_s
+            sharing = share_breakers(replicas.store, forwarder.upstreams.all, every_s)
+            self._tasks.append(asyncio.create_task(sharing))
 
     async def close(self) -> None:
-        """Stop the health checks, the screener and the connections."""
-        if self._health_task is not None:
-            self._health_task.cancel()
+        """Stop the tasks, the screener and the connections."""
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._health_task
+                await task
         self.context.screener.close()
         await self.context.forwarder.close()
 
@@ -98,7 +112,7 @@ class ProxyApp:
             await self._policies(key)(scope, receive, send)
             return
         if scope["method"] not in SAFE_METHODS:
-            admit(self.keys, key, exchange)
+            await admit(self.keys, key, exchange)
         proxied = (
             ProxiedRequest(self.context, request, route, exchange, key)
             if server is None

@@ -14,6 +14,7 @@ from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
+from guard.replicas.opening import ledger_of, open_replicas
 from guard.tenants.acts import noting
 from guard.tenants.directory import Directory, open_directory
 from guard.tenants.keys import key_ring
@@ -24,6 +25,7 @@ from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
+from server.observe.replicas import register_shared_limits
 from server.observe.tracing import tracing_of
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
@@ -56,19 +58,24 @@ def run_proxy(
     path = config.server.audit_log
     with (
         AuditLog(path, key=config.server.audit_key) if path else nullcontext() as audit,
-        open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
+        open_replicas(config.replicas) as replicas,
+        open_directory(
+            config, noting(audit, metrics.verdicts.count_audit_failure), ledger_of(replicas)
+        ) as directory,
         closing(tracing_of(config.server.traces)) as tracing,
     ):
         context = ProxyContext(
             config,
             plans,
-            Screener(plans.cascade, plans.images),
+            Screener(plans.cascade, plans.images, timed=metrics.verdicts.time_reading),
             Forwarder(upstreams, config.proxy),
             Recorder(metrics.verdicts, audit, tracing).record,
             _administration(config, directory),
         )
-        app = ProxyApp(context, key_ring(config, directory), metrics)
+        app = ProxyApp(context, key_ring(config, directory, ledger_of(replicas)), metrics, replicas)
         register_upstream_metrics(upstreams, metrics.registry)
+        if replicas is not None:
+            register_shared_limits(replicas.ledger, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
                 edged(ExchangeMiddleware(app, metrics, tracing), context.paths, config.server),

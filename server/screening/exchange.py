@@ -123,13 +123,17 @@ class ScreenedExchange:
         screener = self.context.screener.images
         if screener is None:
             return [ImageReading(fault="Nothing reads images here.")] * len(images)
+        began = time.perf_counter()
         try:
             with self.exchange.trace.stage("screens of images"):
-                return await screener.read(images, self.caller)
+                found = await screener.read(images, self.caller)
         except GuardFailed as error:
             if self.plan.on_error == "closed":
                 raise
             return [ImageReading(fault=error.message)] * len(images)
+        names = [screen.name for screen in self.plan.images]
+        self.context.screener.timed(names, self.caller.tenant, time.perf_counter() - began)
+        return found
 
     def take_verdicts(self, body: dict[str, Any]) -> TakenVerdicts:
         """Take the verdicts of the app out of a body or an event; they count into this one."""

@@ -103,7 +103,7 @@ class ScreenMiddleware:
         if not plan.active:
             await self.app(scope, hand_over(body, scope, receive), send)
             return
-        admit(self.keys, key, exchange)
+        await admit(self.keys, key, exchange)
         exchange.apply(self.config, plan.policy)
         scope["route"] = NamedRoute(template)
         caller = caller_of(key, scope)

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
+from guard.replicas.opening import ledger_of, open_replicas
 from guard.tenants.acts import noting
 from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
@@ -119,10 +120,13 @@ def live_server(
     services = {"fake": service}
     plans = TextPlans(config)
     screens = Screens(plans, Screener(plans.cascade, plans.images), records.recorder)
-    with open_directory(config, noting(audit)) as directory:
+    with (
+        open_replicas(config.replicas) as replicas,
+        open_directory(config, noting(audit), ledger_of(replicas)) as directory,
+    ):
         app = create_app(
             *(config, services),
-            keys=key_ring(config, directory),
+            keys=key_ring(config, directory, ledger_of(replicas)),
             metrics=metrics,
             screens=screens if plans.active else None,
             directory=directory,
