@@ -3,7 +3,6 @@ metrics."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -37,11 +36,13 @@ from server.observe.middleware import ExchangeMiddleware
 from server.observe.tracing import OFF, Tracing
 from server.observe.traffic import Traffic
 from server.openapi.document import document_of
+from server.policies.live import LiveConfiguration
 from server.screening.middleware import ScreenMiddleware, Screens
 from server.services.interface import Service
 
 if TYPE_CHECKING:
     from server.erasures.service import Erasures
+    from server.policies.service import LivePolicies
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def create_app(
     directory: Directory | None = None,
     tracing: Tracing = OFF,
     traffic: Traffic | None = None,
+    live: LiveConfiguration | None = None,
+    policies: LivePolicies | None = None,
 ) -> FastAPI:
     """The ASGI app that serves `services`, by model name, under `config`.
 
@@ -64,13 +67,17 @@ def create_app(
     callable counts verdicts: `/metrics` shows it. `screens` read the text of requests and answers
     under policies with text screens. `erasures` are offered where they are given, and the tenants
     of `directory`. `tracing` makes spans of requests, of which `traffic` has the last verdicts, for
-    administrators and auditors. The services are closed when the app's lifespan ends.
+    administrators and auditors. `policies` change `live`, the configuration that requests are
+    admitted under. The services are closed when the app's lifespan ends.
     """
     metrics = metrics or Metrics()
     metrics.add_services(services)
 
+    if live is None:
+        live = erasures.live if erasures is not None else LiveConfiguration(config)
+
     def configured() -> Config:
-        return erasures.config if erasures else config
+        return live.config
 
     gateway = Gateway(config, services, keys, metrics, configured)
     admins = admin_ring(config, directory)
@@ -79,7 +86,11 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if erasures is not None:
             await erasures.start()
+        if policies is not None:
+            policies.start()
         yield
+        if policies is not None:
+            await policies.close()
         if erasures is not None:
             await erasures.close()
         if screens is not None:
@@ -112,11 +123,19 @@ def create_app(
         # imported here: it needs torch, and the proxy, which has parts of this module, none
         from server.endpoints.lists import lists_router
 
-        if erasures is None:
-            routers.append(lists_router(services, configured, admins, asyncio.Lock()))
-        else:
-            changing, settle = erasures.changing, erasures.settle
-            routers.append(lists_router(services, configured, admins, changing, settle))
+        settle = erasures.settle if erasures is not None else lambda: None
+        routers.append(lists_router(services, configured, admins, live.changing, settle))
+    if policies is not None and admins is not None:
+        # imported here: the proxy, which has parts of this module, need not have what it needs
+        from server.policies.endpoints import Administration, policies_router
+        from server.policies.replaying import Replays
+
+        replays = (
+            Replays(lambda: screens.plans, screens.screener, screens.kept)
+            if screens is not None
+            else Replays(lambda: None, None, None)
+        )
+        routers.append(policies_router(config, Administration(policies, replays, admins)))
     if erasures is not None:
         # imported here: their pages need what only the extra `fit` has
         from server.erasures.endpoints import erasures_router
@@ -130,7 +149,12 @@ def create_app(
     routers.append(console_router())
     if traffic is not None and admins is not None:
         routers.append(traffic_router(traffic, admins))
-    offers = {"traffic": traffic, "erasures": erasures, "tenants": directory}
+    offers = {
+        "traffic": traffic,
+        "erasures": erasures,
+        "tenants": directory,
+        "live_policies": policies,
+    }
     here = [name for name, part in offers.items() if part is not None]
     routers.append(caller_router(keys, admins, here, ["models", "policies"]))
     document = document_of(

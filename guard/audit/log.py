@@ -27,7 +27,7 @@ from guard.audit.files import locked, open_log, write_lines
 from guard.audit.signing import Signer
 from guard.audit.writer import MOST_QUEUED, QueuedWriter
 from guard.errors import GuardError
-from guard.verdict import Verdict
+from guard.verdict import Shadow, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +65,13 @@ class AuditLog:
         )
         self._now = now
 
-    def append(self, verdict: Verdict, *, tenant: str) -> None:
-        """Write the line of one finished request, or queue it where lines are chained. Raises
-        OSError (a full disk or queue, a closed log)."""
-        self._sink.append(_Entry(self._now(), {"tenant": tenant}, verdict))
+    def append(self, verdict: Verdict, *, tenant: str, shadow: Shadow | None = None) -> None:
+        """Write the line of one finished request, or queue it where lines are chained; `shadow` is
+        what the shadow of its policy says. Raises OSError (a full disk or queue, a closed log)."""
+        facts: dict[str, Any] = {"tenant": tenant}
+        if shadow is not None:
+            facts["shadow"] = shadow
+        self._sink.append(_Entry(self._now(), facts, verdict))
 
     def append_event(self, event: str, **facts: str) -> None:
         """Write a line that is of no request. Raises OSError, as `append`."""

@@ -17,15 +17,16 @@ from pydantic import (
 
 from guard.config.adapter_schema import AdapterConfig
 from guard.config.artifact_paths import artifact_path
-from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_check, schema_problem
+from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, cross_check, schema_problem
 from guard.config.kinds import KINDS, Engine, Kind
+from guard.config.parsed import Problem
 from guard.config.pattern_checks import model_path
-from guard.config.policy_schema import Names, PolicyConfig
+from guard.config.policy_schema import LivePoliciesConfig, Names, PolicyConfig
 from guard.config.proxy_schema import ProxyConfig, UpstreamConfig
 from guard.config.replicas_schema import ReplicasConfig
 from guard.config.section import Name, Section
 from guard.config.tenants_schema import OidcConfig, TenantsConfig
-from guard.config.toml_lines import key_lines, line_of
+from guard.config.toml_lines import KeyPath, key_lines, line_of
 from guard.errors import ConfigError, UnknownPolicy
 from guard.verdict import VerdictDetail
 
@@ -195,6 +196,7 @@ class Config(Section):
     oidc: OidcConfig = OidcConfig()
     replicas: ReplicasConfig = ReplicasConfig()
     erasures: ErasuresConfig = ErasuresConfig()
+    live_policies: LivePoliciesConfig = LivePoliciesConfig()
     proxy: ProxyConfig = ProxyConfig()
     upstreams: Annotated[tuple[UpstreamConfig, ...], Field(strict=False)] = ()
     _path: Path | None = PrivateAttr(default=None)
@@ -252,14 +254,29 @@ def load_config(path: Path | str) -> Config:
     indices start at 0.
     """
     path = Path(path)
+    data, lines = read_toml(path)
+    config, problems = checked(data, path)
+    if config is None:
+        located = sorted(
+            {(line_of(lines, place), dotted(place), reason) for place, reason in problems}
+        )
+        raise ConfigError([f"line {line}: {place}: {reason}" for line, place, reason in located])
+    return config
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """The values of a TOML file, and the line of each. Raises ConfigError."""
     text = _read(path)
     try:
-        data = tomllib.loads(text)
-        lines = key_lines(text)
+        return tomllib.loads(text), key_lines(text)
     except RecursionError:
         raise ConfigError(["line 1: syntax: arrays are nested too deeply"]) from None
     except ValueError as error:
         raise ConfigError([_syntax_problem(str(error), text)]) from None
+
+
+def checked(data: dict[str, Any], path: Path) -> tuple[Config | None, list[Problem]]:
+    """The configuration of parsed TOML, as if the file `path` had it, or else all its faults."""
     folder = path.absolute().parent
     problems: list[Problem] = []
     config: Config | None = None
@@ -269,13 +286,10 @@ def load_config(path: Path | str) -> Config:
         problems = [schema_problem(fault, _section_type(fault["loc"])) for fault in error.errors()]
     problems += cross_check(data, folder)
     if config is None or problems:
-        located = sorted(
-            {(line_of(lines, place), _dotted(place), reason) for place, reason in problems}
-        )
-        raise ConfigError([f"line {line}: {place}: {reason}" for line, place, reason in located])
+        return None, problems
     config = _absolute(config, folder)
     config._path = path.absolute()
-    return config
+    return config, []
 
 
 def _read(path: Path) -> str:
@@ -317,7 +331,8 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-def _dotted(path: tuple[str | int, ...]) -> str:
+def dotted(path: tuple[str | int, ...]) -> str:
+    """A place in the configuration as a text, "models[0].name"."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
@@ -345,9 +360,11 @@ def _absolute(config: Config, folder: Path) -> Config:
         "server": server,
     }
     update["erasures"] = erasures
-    tenants = config.tenants
-    if tenants.database is not None and "://" not in tenants.database:
-        update["tenants"] = tenants.model_copy(update={"database": str(folder / tenants.database)})
+    for name in ("tenants", "live_policies"):
+        section = getattr(config, name)
+        if section.database is not None and "://" not in section.database:
+            file = str(folder / section.database)
+            update[name] = section.model_copy(update={"database": file})
     return config.model_copy(update=update)
 
 

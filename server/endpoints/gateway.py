@@ -57,11 +57,12 @@ MANY = 500
 @dataclass(frozen=True, slots=True)
 class Admission(Generic[R, S]):
     """A request whose key, body, model and policy are valid. `deadline` is on the event loop's
-    clock; `record_id` and `caller` are as in TextRowRequest."""
+    clock; `config`, `record_id` and `caller` are as in TextRowRequest."""
 
     body: R
     service: S
     policy: str
+    config: Config
     key: Principal | None
     request_id: str
     deadline: float
@@ -85,7 +86,7 @@ class Gateway:
     keys: KeyRing | None
     metrics: Metrics
     current: Callable[[], Config]
-    """The configuration with the guards that were added since the start."""
+    """The configuration with what has changed since the start: policies, and erasures' guards."""
     decoding: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(DECODED_AT_ONCE), repr=False, compare=False
     )
@@ -162,12 +163,14 @@ class Gateway:
         body = await _parsed(schema, raw)
         service = service_of(body.model)
         named = body.guard.policy if body.guard else None
-        policy = choose_policy(self.current(), key, body.model, request.headers, named)
-        exchange.apply(self.config, policy)
+        config = exchange.under(self.current())
+        policy = choose_policy(config, key, body.model, request.headers, named)
+        exchange.apply(config, policy)
         return Admission(
             body=body,
             service=service,
             policy=policy,
+            config=config,
             key=key,
             request_id=exchange.request_id,
             deadline=deadline,
@@ -175,10 +178,11 @@ class Gateway:
             caller=caller_of(key, request.scope).turn,
         )
 
-    def require_debug(self, request: Request, policy: str) -> None:
+    def require_debug(self, request: Request, admission: Admission[Any, Any]) -> None:
         """Raise InvalidParameter where the policy, or the key, does not let clients know where
         guards act."""
-        if not self.current().policy(policy).debug:
+        policy = admission.policy
+        if not admission.config.policy(policy).debug:
             remedy = (
                 "name another policy"
                 if policy == NO_POLICY
@@ -261,6 +265,7 @@ class Gateway:
                 caller=admission.caller,
                 streamed=admission.body.stream,
                 debug=settings.debug,
+                config=admission.config,
             )
             for index, (prompt, sampling) in enumerate(rows)
         ]

@@ -133,7 +133,7 @@ def _requests(
         )
     debug = body.guard is not None and body.guard.debug
     if debug:
-        gateway.require_debug(request, admission.policy)
+        gateway.require_debug(request, admission)
     embeddings = _embeddings(gateway, admission)
     seed = secrets.randbits(32) if body.seed is None else body.seed
     return [
@@ -149,6 +149,7 @@ def _requests(
             record_id=admission.record_id,
             embeddings=embeddings,
             debug=debug,
+            config=admission.config,
         )
         for index in range(body.n)
     ]

@@ -17,7 +17,7 @@ from guard.errors import GuardError
 from guard.plans.screens import TextPlans
 from guard.replicas.opening import ledger_of, open_replicas
 from guard.tenants.acts import noting
-from guard.tenants.directory import open_directory
+from guard.tenants.directory import Directory, open_directory
 from guard.tenants.keys import key_ring
 from server.app import close_services, create_app
 from server.erasures.service import Erasures
@@ -30,6 +30,10 @@ from server.observe.recorder import Recorder
 from server.observe.replicas import register_shared_limits
 from server.observe.tracing import tracing_of
 from server.observe.traffic import Traffic
+from server.policies.live import LiveConfiguration
+from server.policies.service import LivePolicies
+from server.policies.shadows import Shadows
+from server.screening.kept import KeptTexts
 from server.screening.middleware import Screens
 from server.screening.texts.screener import Screener
 from server.services.build import build_services
@@ -68,7 +72,11 @@ def run_server(
         screens = _screens(config, recorder)
         services = build_services(config, recorder)
         try:
-            erasures = _erasures(config, services, recorder)
+            live = LiveConfiguration(config, services.values())
+            policies = follow_policies(
+                config, live, services, screens, directory, recorder, metrics
+            )
+            erasures = _erasures(config, services, recorder, live)
         except BaseException:
             close_services(services)
             raise
@@ -83,6 +91,8 @@ def run_server(
                 directory=directory,
                 tracing=tracing,
                 traffic=traffic,
+                live=live,
+                policies=policies,
             ),
             log_level="warning",
             access_log=False,
@@ -116,8 +126,33 @@ def _end_on(stop: threading.Event, server: GracefulServer) -> None:
     server.should_exit = True
 
 
+def follow_policies(
+    config: Config,
+    live: LiveConfiguration,
+    services: Mapping[str, Service],
+    screens: Screens | None,
+    directory: Directory | None,
+    recorder: Recorder,
+    metrics: Metrics,
+) -> LivePolicies | None:
+    """Who follows the policies, and what changes them while the server runs; None where nothing is
+    configured that does. Raises GuardError."""
+    shadows = Shadows(config, screens.plans if screens is not None else None)
+    recorder.shadow = shadows
+    live.add(shadows, *(each for each in (screens, directory) if each is not None))
+    if not config.live_policies.is_configured:
+        return None
+    # imported here: a server without a database needs none of it
+    from server.policies.opening import Requirements, open_policies
+
+    requirements = Requirements(
+        lambda: screens.plans if screens is not None else None, services.values(), directory
+    )
+    return open_policies(config, live, requirements, recorder, metrics)
+
+
 def _erasures(
-    config: Config, services: Mapping[str, Service], recorder: Recorder
+    config: Config, services: Mapping[str, Service], recorder: Recorder, live: LiveConfiguration
 ) -> Erasures | None:
     """The erasures, with those in force carried by requests from the first one on; None where they
     are not configured. Raises GuardError."""
@@ -127,7 +162,8 @@ def _erasures(
         raise GuardError(f"erasures need {missing[0]}: pip install 'inference-guard[serve,fit]'")
     failed = recorder.metrics.count_audit_failure
     store = Store(folder)
-    erasures = Erasures(config, services, store, recorder.audit, audit_failed=failed)
+    audit = recorder.audit
+    erasures = Erasures(config, services, store, audit, audit_failed=failed, live=live)
     erasures.load()
     recorder.watch = erasures.count
     return erasures
@@ -136,7 +172,9 @@ def _erasures(
 def _screens(config: Config, recorder: Recorder) -> Screens | None:
     """The text screens, None where no policy has any."""
     plans = TextPlans(config)
-    if not (plans.active or plans.screens):
+    if not plans.any_screens:
         return None
     timed = recorder.metrics.time_reading
-    return Screens(plans, Screener(plans.cascade, plans.images, timed=timed), recorder)
+    kept = KeptTexts(config.live_policies.kept_texts)
+    screener = Screener(plans.cascade, plans.images, timed=timed)
+    return Screens(plans, screener, recorder, kept)

@@ -89,6 +89,12 @@ class VerdictMetrics:
             buckets=_STEPS,
             registry=registry,
         )
+        self._shadows = Counter(
+            "inference_guard_shadow_verdicts",
+            "Requests by their outcome, and by what it would have been under the policy's shadow.",
+            ["policy", "outcome", "shadow"],
+            registry=registry,
+        )
         self._rows = _ByTenant(
             Histogram(
                 "inference_guard_row_seconds",
@@ -138,6 +144,10 @@ class VerdictMetrics:
                 self._fired.labels(name, _known(guard.action, _ACTIONS)).inc()
             if guard.error is not None:
                 self._failed.labels(name).inc()
+
+    def count_shadow(self, verdict: Verdict, shadow: str) -> None:
+        """Count what the outcome of a request would have been under the shadow of its policy."""
+        self._shadows.labels(verdict.policy, verdict.outcome, shadow).inc()
 
     def time_reading(self, guards: Iterable[str], tenant: str, seconds: float) -> None:
         """Screens of these names have read together for so long."""

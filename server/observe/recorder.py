@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from guard.audit import AuditLog
-from guard.verdict import Verdict
+from guard.verdict import Shadow, Verdict
 from server.observe.metrics import VerdictMetrics
 from server.observe.tracing import OFF, Tracing
 from server.observe.traffic import Traffic
@@ -56,6 +56,8 @@ class Recorder:
         self.metrics, self.tracing, self.traffic = metrics, tracing, traffic
         self.watch: Callable[[Verdict], None] = lambda verdict: None
         """Called with each verdict that is recorded."""
+        self.shadow: Callable[[Verdict], Shadow | None] = lambda verdict: None
+        """Gives what the shadow of its policy says of a verdict."""
         self.audit = audit
         if audit is not None:
             audit.tell(self._lose, self._note_written)
@@ -107,6 +109,9 @@ class Recorder:
     def record(self, verdict: Verdict, tenant: str) -> None:
         """Count the verdict of a finished request and append it to the audit log."""
         self.metrics.count(verdict, tenant)
+        shadow = self.shadow(verdict)
+        if shadow is not None:
+            self.metrics.count_shadow(verdict, shadow["outcome"])
         self.tracing.verdict(verdict)
         self.watch(verdict)
         if self.traffic is not None:
@@ -114,7 +119,7 @@ class Recorder:
         if self.audit is None:
             return
         try:
-            self.audit.append(verdict, tenant=tenant)
+            self.audit.append(verdict, tenant=tenant, shadow=shadow)
         except OSError as error:
             # A full disk must not stop the engine; alarms can watch the counter.
             self._lose(error)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from guard.config.schema import Config
 from guard.errors import GuardError
+from guard.plans.screens import TextPlans
 from guard.replicas.opening import Replicas
 from guard.tenants.keys import KeyRing, Principal
-from server.auth import admit, allowed_policies, authenticate, default_policy
+from server.auth import admit, allowed_policies, authenticate, default_policy, reads_all
 from server.errors import internal_error
 from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.metrics import Metrics
@@ -27,6 +32,10 @@ from server.proxy.request import POLICIES, ProxiedRequest, ProxyContext
 from server.proxy.tracked_send import TrackedSend
 from server.screening.routes import route_of
 from server.wire.replies import JSONReply
+
+if TYPE_CHECKING:
+    from server.policies.service import LivePolicies
+    from server.tenants.app import AdministrationApp
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +54,22 @@ class ProxyApp:
         replicas: Replicas | None = None,
     ) -> None:
         self.context, self.keys, self.metrics = context, keys, metrics
+        self.admins: KeyRing | None = None
+        self.policies: LivePolicies | None = None
+        """What changes the policies of the context while the proxy runs."""
         self._replicas = replicas
         self._tasks: list[asyncio.Task[None]] = []
+
+    def administer(
+        self,
+        administration: AdministrationApp,
+        policies: LivePolicies | None,
+        admins: KeyRing | None,
+    ) -> None:
+        """Let `administration` answer its paths, and follow `policies`, from the start; who has a
+        key of `admins` that reads is shown all policies."""
+        self.context = replace(self.context, administration=administration)
+        self.policies, self.admins = policies, admins
 
     async def open(self) -> None:
         """Open the connection pool, start the health checks and the sharing of breakers."""
@@ -59,6 +82,8 @@ class ProxyApp:
             every_s = replicas.settings.sync_s
             sharing = share_breakers(replicas.store, forwarder.upstreams.all, every_s)
             self._tasks.append(asyncio.create_task(sharing))
+        if self.policies is not None:
+            self.policies.start()
 
     async def close(self) -> None:
         """Stop the tasks, the screener and the connections."""
@@ -66,8 +91,24 @@ class ProxyApp:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        if self.policies is not None:
+            await self.policies.close()
         self.context.screener.close()
         await self.context.forwarder.close()
+
+    @property
+    def plans(self) -> TextPlans:
+        """The screens, under the policies in force."""
+        return self.context.plans
+
+    def follow(self, config: Config) -> Callable[[], None]:
+        """See `server.policies.live.Follower`."""
+        context = replace(self.context, config=config, plans=self.context.plans.under(config))
+
+        def swap() -> None:
+            self.context = context
+
+        return swap
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -93,7 +134,8 @@ class ProxyApp:
             await tracked.fail(internal_error(), scope, receive)
 
     async def _serve(self, scope: Scope, receive: Receive, send: TrackedSend) -> None:
-        server = self.context.forwarder.upstreams.mcp.get(scope["path"])
+        context = self.context  # that of this request, whatever changes meanwhile
+        server = context.forwarder.upstreams.mcp.get(scope["path"])
         route, template = route_of(scope["method"], scope["path"])
         if server is not None:
             template = scope["path"]
@@ -102,21 +144,24 @@ class ProxyApp:
         exchange = exchange_of(request)
         if request.headers.get("upgrade", "").lower() == "websocket":
             raise UnsupportedUpgrade("No websockets here: nothing reads them. Use HTTP.")
-        administration = self.context.administration
+        administration = context.administration
         if administration is not None and administration.answers(scope["path"]):
             await administration(scope, receive, send)
             return
+        if scope["path"] == POLICIES and reads_all(self.admins, request.headers):
+            await self._policies(None)(scope, receive, send)
+            return
         key = authenticate(self.keys, request.headers)
-        exchange.identify(self.context.config, self.keys, key)
+        exchange.identify(context.config, self.keys, key)
         if scope["path"] == POLICIES:
             await self._policies(key)(scope, receive, send)
             return
         if scope["method"] not in SAFE_METHODS:
             await admit(self.keys, key, exchange)
         proxied = (
-            ProxiedRequest(self.context, request, route, exchange, key)
+            ProxiedRequest(context, request, route, exchange, key)
             if server is None
-            else McpRequest(self.context, request, exchange, key, server)
+            else McpRequest(context, request, exchange, key, server)
         )
         await proxied.run(scope, receive, send)
 

@@ -23,6 +23,7 @@ from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText
 from server.screening.images.screener import ImageReading, WantedImage
+from server.screening.kept import KeptBody
 from server.screening.request import RequestScreening, refusal
 from server.screening.response import ScreenedResponse
 from server.screening.routes import Route
@@ -167,6 +168,9 @@ class ScreenedExchange:
     async def _run(self, scope: Scope, send: Send, disconnect: asyncio.Task[None]) -> None:
         self.refused = True
         self.plan.require_whole()
+        if self.plan.keep_text and self.context.kept is not None and not self._body.is_form:
+            kept = KeptBody(self._body.raw, self.route.default_place)
+            self.context.kept.put(self.caller.tenant, self.exchange.request_id, kept)
         kind = self.route.response_kind
         if self.plan.active and kind != "text" and not self.plan.passes(kind):
             raise UnscreenedContent(

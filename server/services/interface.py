@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.config.schema import Config
 from guard.verdict import Verdict
 from server.services.token_gates import TokenGate
 from server.services.tools.offered import OfferedTools
@@ -60,6 +61,8 @@ class TextRowRequest:
     read its answer; "" where none do. `shown`: special tokens, by id, that are text in the answer.
     `adapter` names the LoRA adapter that the row runs with, `caller` is whose turn its work takes.
     `streamed`: the client reads the answer as it comes. `debug` asks for the scores of each token.
+    `config` is the configuration that the request was admitted under, whatever is in force by now;
+    None is that of the service.
     """
 
     request_id: str
@@ -73,6 +76,7 @@ class TextRowRequest:
     caller: str = ""
     streamed: bool = False
     debug: bool = False
+    config: Config | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +97,7 @@ class ImageRowRequest:
 
     `embeddings` are vectors `[vectors, width]` for placeholders in the prompt; no log shows them.
     `source` None starts from noise. `debug` asks for the masks of the pixels that guards have
-    changed. `record_id` is as in TextRowRequest.
+    changed. `record_id` and `config` are as in TextRowRequest.
     """
 
     request_id: str
@@ -110,13 +114,14 @@ class ImageRowRequest:
     )
     source: SourceImage | None = None
     debug: bool = False
+    config: Config | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
     """Texts, or token ids, of which the embeddings are wanted, and the policy of the request.
 
-    `record_id` is as in TextRowRequest.
+    `record_id` and `config` are as in TextRowRequest.
     """
 
     request_id: str
@@ -124,6 +129,7 @@ class EmbeddingRequest:
     policy: str
     tenant: str = ""
     record_id: str = ""
+    config: Config | None = field(default=None, repr=False, compare=False)
 
 
 AnyRequest = TextRowRequest | ImageRowRequest | EmbeddingRequest
@@ -188,16 +194,13 @@ class EmbeddedTexts:
 Capability = Literal[
     "chat", "tools", "completions", "structured_output", "embeddings", "images", "image_edits"
 ]
-"""What requests can ask a model for; further ones are added here and where the
-service is built, and shown in `/v1/models`."""
+"""What requests can ask a model for, as `/v1/models` shows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """The public facts of a served model, whatever it generates.
-
-    `embedding_width` is that of its embeddings, None where it gives none.
-    """
+    """The public facts of a served model, whatever it generates. `embedding_width` is that of its
+    embeddings, None where it gives none."""
 
     name: str
     engine: str
@@ -253,7 +256,7 @@ class ImageModelInfo(ModelInfo):
 
     `distilled` models take the guidance scale as an input, hence have no use for a negative prompt.
     `denoises` False: the model writes its images token by token, without steps and guidance.
-    `embeddings` None means that requests cannot bring embeddings of their own.
+    `embeddings` None: requests bring no embeddings of their own.
     """
 
     width: int
@@ -304,11 +307,8 @@ class ImageRowHandle(Protocol):
     """A submitted row that generates one image."""
 
     async def image(self) -> GeneratedImage:
-        """Wait for the image; to be called once.
-
-        Raises ContentBlocked where a guard blocks the image, and GuardFailed where a guard could
-        not be applied.
-        """
+        """Wait for the image; to be called once. Raises ContentBlocked where a guard blocks it, and
+        GuardFailed where a guard could not be applied."""
 
     async def aclose(self) -> None:
         """Cancel the row, unless it has ended."""
@@ -327,10 +327,8 @@ class Service(Protocol):
         """Number of rows that wait for a place in the batch."""
 
     def close(self) -> None:
-        """Stop taking requests, end all rows with ServiceStopped and release the model.
-
-        May be called several times.
-        """
+        """Stop taking requests, end all rows with ServiceStopped and release the model; may be
+        called several times."""
 
 
 class EmbeddingService(Service, Protocol):

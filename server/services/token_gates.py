@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from steering.engines.transformers.row_tokens import RowToken
-from steering.hidden.table import TokenScores
 from steering.prompt import Prompt
+
+if TYPE_CHECKING:  # the proxy, which reads the types of events, has no torch
+    from steering.engines.transformers.row_tokens import RowToken
+    from steering.hidden.table import TokenScores
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
         admission = await gateway.admit(request, ChatRequest, gateway.text_service)
         body = admission.body
         if body.guard is not None and body.guard.debug:
-            gateway.require_debug(request, admission.policy)
+            gateway.require_debug(request, admission)
         asked = await chat_prompt(gateway, admission)
         job = gateway.text_job(admission, [asked.prompt], body.row_settings(), asked.tools)
         structured = job.requests[0].sampling.constraint is not None

@@ -29,13 +29,14 @@ from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
 from server.observe.replicas import register_shared_limits
 from server.observe.tracing import OFF, Tracing
+from server.proxy.administration import administer
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
 from server.proxy.forwarding.upstreams import Upstreams
 from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
+from server.screening.kept import KeptTexts
 from server.screening.texts.screener import Screener
-from server.tenants.app import administration_app
 
 
 @contextmanager
@@ -238,19 +239,21 @@ def proxied(
         open_directory(config, noting(audit), ledger_of(replicas)) as directory,
     ):
         upstreams = Upstreams(config.upstreams)
+        recorder = Recorder(metrics.verdicts, audit, tracing)
         context = ProxyContext(
             config,
             plans,
             screener or Screener(plans.cascade, plans.images, timed=metrics.verdicts.time_reading),
             Forwarder(upstreams, config.proxy),
-            Recorder(metrics.verdicts, audit, tracing).record,
-            administration_app(config, directory) if directory is not None else None,
+            recorder.record,
+            kept=KeptTexts(config.live_policies.kept_texts),
         )
         keys = key_ring(config, directory, ledger_of(replicas))
         app = ProxyApp(context, keys, metrics, replicas)
+        administer(app, config, directory, recorder, metrics)
         register_upstream_metrics(upstreams, metrics.registry)
         if replicas is not None:
             register_shared_limits(replicas.ledger, metrics.registry)
-        outer = edged(ExchangeMiddleware(app, metrics, tracing), context.paths, config.server)
+        outer = edged(ExchangeMiddleware(app, metrics, tracing), app.context.paths, config.server)
         with served(outer) as port:
             yield Proxy(f"http://127.0.0.1:{port}", app, metrics, folder / "audit.jsonl")

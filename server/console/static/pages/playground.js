@@ -7,6 +7,7 @@ import { runImages } from "./playground_images.js";
 import { runText } from "./playground_text.js";
 
 export const title = "Playground";
+export const needs = "models";
 
 const BARE = "none";
 const remembered = { prompt: "" };
