@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +12,16 @@ from typing import Any
 
 import httpx
 
-from guard.config.schema import Config, load_config
+from guard.config.schema import load_config
 from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
 from guard.tenants.secret import hash_key
 from server.app import create_app
 from server.erasures.service import Erasures
 from server.erasures.store import Store
+from server.lifecycle.run import follow_policies
 from server.observe.traffic import Traffic
+from server.policies.live import LiveConfiguration
 from tests.server.live_server import serve_app
 from tests.server.tenants.stand import Tenants, seeded
 from tests.server.tiny_text_service import TinyTextModel
@@ -60,10 +63,12 @@ def console_server(
     """A server over `folder`; all its policies show where their
     guards act, but for `closed`. `keyed`: with a database of keys; `server`: more of `[server]`."""
     path = model.write_config(model.copy(folder), admin_hash=hash_key(SECRET), **server)
+    shown = re.sub(r"(\[policies\..+\])", r"\1\ndebug = true", path.read_text())
     lines = [
-        path.read_text(),
-        f'[erasures]\nfolder = "erasures"\n[policies.{ERASED}]\nguards = []',
+        shown,
+        f'[erasures]\nfolder = "erasures"\n[policies.{ERASED}]\nguards = []\ndebug = true',
         '[policies.closed]\nguards = ["never"]',
+        '[live_policies]\ndatabase = "versions.sqlite"\nrefresh_s = 0.05',
     ]
     path.write_text("\n".join(lines))
     tenants = None
@@ -72,12 +77,16 @@ def console_server(
         tenants = seeded(folder / "tenants.sqlite", organisation=policies)
         lines.append(f'[tenants]\ndatabase = "{tenants.path}"\nrefresh_s = 0.1')
         path.write_text("\n".join(lines))
-    config = _showing(load_config(path))
+    config = load_config(path)
     command = (sys.executable, "-m", "tests.server.erasures.fake_fit")
     with model.serve(folder, config) as running, open_directory(config) as directory:
         services = {"tiny": running.service}
         recorder = running.records.recorder
         recorder.traffic = traffic = Traffic()
+        live = LiveConfiguration(config, services.values())
+        policies = follow_policies(
+            *(config, live, services, None, directory, recorder, running.metrics)
+        )
         assert config.erasures.folder is not None
         erasures = Erasures(
             config,
@@ -85,6 +94,7 @@ def console_server(
             Store(config.erasures.folder),
             recorder.audit,
             command=(*command, str(folder / "always.safetensors")),
+            live=live,
         )
         erasures.load()
         recorder.watch = erasures.count
@@ -96,6 +106,8 @@ def console_server(
             erasures=erasures,
             directory=directory,
             traffic=traffic,
+            live=live,
+            policies=policies,
         )
 
         def stop() -> None:
@@ -105,11 +117,3 @@ def console_server(
         with serve_app(app, services) as (url, running_server):
             running_server.on_stop = stop
             yield ConsoleServer(url, traffic, tenants)
-
-
-def _showing(config: Config) -> Config:
-    shown = {
-        name: policy if name == "closed" else policy.model_copy(update={"debug": True})
-        for name, policy in config.policies.items()
-    }
-    return config.model_copy(update={"policies": shown})

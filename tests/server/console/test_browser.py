@@ -208,11 +208,46 @@ def test_a_key_is_made_told_once_and_revoked(page: Page, server: ConsoleServer) 
     assert server.get("/guard/v1/me", key).status_code == 401
 
 
+def test_a_policy_is_drafted_tried_in_shadow_put_in_force_and_rolled_back(
+    page: Page, server: ConsoleServer
+) -> None:
+    assert server.chat("flag-never").json()["guard"]["outcome"] == "pass"
+    sign_in(page, SECRET)
+    open_page(page, "Policies")
+    page.get_by_role("link", name="flag-never").click()
+    page.get_by_role("heading", name="flag-never").wait_for()
+    settings = page.get_by_label("Settings")
+    settings.fill("{no json")
+    page.get_by_role("button", name="What would differ?").click()
+    page.get_by_role("alert").get_by_text("The settings are no JSON").wait_for()
+    settings.fill('{"guards": ["ghost"]}')
+    page.get_by_role("button", name="Put in force").click()
+    page.get_by_role("alert").get_by_text("ghost").wait_for()
+    settings.fill('{"guards": ["never"], "action": "flag", "thresholds": {"never": -1000.0}}')
+    page.get_by_role("button", name="What would differ?").click()
+    page.get_by_role("cell", name="thresholds.never").wait_for()
+    page.get_by_role("button", name="Replay the last 1,000 requests").click()
+    page.get_by_text("would be decided otherwise.").wait_for()
+    page.get_by_label("Why").fill("to see what it would do")
+    page.get_by_role("button", name="Try it in shadow").click()
+    page.get_by_role("region", name="Shadow").get_by_text("observes").wait_for()
+    assert server.chat("flag-never").json()["guard"]["outcome"] == "pass"
+    page.get_by_role("button", name="Put it in force").click()
+    page.get_by_text("version 2 in force").wait_for()
+    assert server.chat("flag-never").json()["guard"]["outcome"] == "flagged"
+    page.get_by_role("region", name="Versions").get_by_text("to see what it would do").wait_for()
+    page.get_by_role("button", name="Roll back to 1").click()
+    page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+    page.get_by_text("version 3 in force").wait_for()
+    assert server.chat("flag-never").json()["guard"]["outcome"] == "pass"
+
+
 def test_an_auditor_reads_and_changes_nothing(page: Page, server: ConsoleServer) -> None:
     assert server.tenants is not None
     sign_in(page, server.tenants.auditor)
-    for name in ("Erasures", "Keys"):
+    reading = {"Certificate", "What would differ?", "Replay the last 1,000 requests"}
+    for name in ("Policies", "Erasures", "Keys"):
         open_page(page, name)
         page.wait_for_load_state("networkidle")
         buttons = page.locator("main").get_by_role("button").all_inner_texts()
-        assert set(buttons) <= {"Certificate"}, name
+        assert {each for each in buttons if each != "What it changed"} <= reading, name

@@ -37,7 +37,7 @@ def verdict(number: int, **more: Any) -> Verdict:
 
 def test_the_caller_is_told_its_role_and_what_it_may_use(keyed: ConsoleServer) -> None:
     assert keyed.tenants is not None
-    mine = {"traffic", "erasures", "tenants", "models", "policies"}
+    mine = {"traffic", "erasures", "tenants", "models", "policies", "live_policies"}
     for key, role, offers in (
         (SECRET, "admin", mine),
         (keyed.tenants.admin, "admin", mine),

@@ -55,7 +55,10 @@ export async function mount(root, context) {
   }
 }
 
-const limits = (level) => LIMITS.filter(([name]) => level[name] !== null).map(([name, words]) => h("div", { class: "small" }, `${words}: ${count(level[name])}`));
+function limits(level) {
+  const own = LIMITS.filter(([name]) => level[name] !== null);
+  return own.length ? own.map(([name, words]) => h("div", { class: "small" }, `${words}: ${count(level[name])}`)) : h("span", { class: "soft" }, "none of its own");
+}
 
 const limitFields = (level = {}) => LIMITS.map(([name, words]) => [name, field(words, h("input", { type: "number", min: 1, value: level[name] ?? "", placeholder: "no limit of its own" }))]);
 
