@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import re2
 
+from classifiers.text.disguises.language import letters_in
 from classifiers.text.disguises.rewriting import Replacement
 
 _LETTER: Final = r"[A-Za-z0-9@$!]"
@@ -178,10 +179,9 @@ def _two_of(marks: frozenset[str]) -> Any:
     return re2.compile(rf"(?is)\b(?:{either})\b.*\b(?:{either})\b")
 
 
-_ROT13_MARKS: Final = _marks(_rot13)
-_BACKWARD_MARKS: Final = _marks(_backwards)
-_ANY_ROT13: Final = _two_of(_ROT13_MARKS)
-_ANY_BACKWARDS: Final = _two_of(_BACKWARD_MARKS)
+_MARKS: Final = {undo: _marks(undo) for undo in (_rot13, _backwards)}
+_ANY_ROT13: Final = _two_of(_MARKS[_rot13])
+_ANY_BACKWARDS: Final = _two_of(_MARKS[_backwards])
 
 
 # in ROT13 "or" is "be", so that neither is evidence
@@ -229,12 +229,13 @@ def _last_stretch(text: str) -> int:
 
 
 def rot13(text: str) -> list[Replacement]:
-    """Decode stretches without an English function word that have two or more in ROT13.
+    """Decode stretches without an English function word that have two or more in ROT13, and read
+    as English rather afterwards.
 
     A text without any function word is decoded as a whole if its letter frequencies are those of
     English afterwards.
     """
-    stretches = _stretches(text, _ROT13_MARKS) if _ANY_ROT13.search(text) else []
+    stretches = _disguised(text, _rot13) if _ANY_ROT13.search(text) else []
     if not stretches and not _ANY_FUNCTION_WORD.search(text) and _turns_english(text):
         stretches = [(0, len(text))]
     return [
@@ -251,10 +252,21 @@ def _turns_english(text: str) -> bool:
 
 
 def backwards(text: str) -> list[Replacement]:
-    """Reverse stretches without an English function word that have two or more backwards."""
+    """Reverse stretches without an English function word that have two or more backwards, and read
+    as English rather afterwards."""
     return [
-        Replacement(start, end, text[start:end][::-1], range(end - 1, start - 1, -1))
-        for start, end in (_stretches(text, _BACKWARD_MARKS) if _ANY_BACKWARDS.search(text) else ())
+        Replacement(start, end, _backwards(text[start:end]), range(end - 1, start - 1, -1))
+        for start, end in (_disguised(text, _backwards) if _ANY_BACKWARDS.search(text) else ())
+    ]
+
+
+def _disguised(text: str, undo: Callable[[str], str]) -> list[tuple[int, int]]:
+    """The stretches with marks of a disguise that is undone by `undo`. Marks alone do not tell: a
+    program that imports `os` has "so" backwards."""
+    return [
+        (start, end)
+        for start, end in _stretches(text, _MARKS[undo])
+        if letters_in(undo(text[start:end])).mean < letters_in(text[start:end]).mean
     ]
 
 

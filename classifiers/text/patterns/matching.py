@@ -190,14 +190,19 @@ def have_none(sets: Sequence[PatternSet], text: str) -> bool:
     for patterns in sets:
         if not patterns.reads_plainly:
             return False
+    data = _without_runs(text, frozenset().union(*(patterns._steps for patterns in sets)))
+    return data is not None and not any(patterns.may_match(*data) for patterns in sets)
+
+
+@functools.lru_cache(1)
+def _without_runs(text: str, steps: frozenset[str]) -> tuple[bytes, bytes] | None:
+    """The text with lookalikes replaced, and folded, as UTF-8; None where it may have encoded runs.
+    Several lists ask in turn."""
     uncovered, folded = text, fold_simple(text)
     if folded is None:
         uncovered = uncover(text).text
         folded = fold(uncovered).text
-    if may_have_runs(uncovered, frozenset().union(*(patterns._steps for patterns in sets))):
-        return False
-    data, folded_data = uncovered.encode(), folded.encode()
-    return not any(patterns.may_match(data, folded_data) for patterns in sets)
+    return None if may_have_runs(uncovered, steps) else (uncovered.encode(), folded.encode())
 
 
 def _spellings(words: Iterable[str]) -> set[str]:

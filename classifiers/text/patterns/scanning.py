@@ -50,7 +50,8 @@ class Expressions:
         data = view.text.encode()
         steps = {PLAIN} if view.name == PLAIN else view.steps
         places = _Places(view.text, data)
-        for index in self._which.matching(data):
+        # a single one is searched for anyway
+        for index in self._which.matching(data) if len(self._all) > 1 else (0,):
             if steps <= self._all[index].expression.views:
                 yield from _findings(self._all[index], view.text, data, places)
 

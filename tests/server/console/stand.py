@@ -19,7 +19,7 @@ from guard.tenants.secret import hash_key
 from server.app import create_app
 from server.erasures.service import Erasures
 from server.erasures.store import Store
-from server.lifecycle.run import follow_policies
+from server.lifecycle.opening import follow_policies
 from server.observe.traffic import Traffic
 from server.policies.live import LiveConfiguration
 from tests.server.live_server import serve_app

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import string
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
@@ -14,6 +15,12 @@ import re2
 
 from classifiers.text.disguises.codecs.base import Codec
 from classifiers.text.disguises.codecs.legible import legible, odd
+from classifiers.text.disguises.codecs.text_digits import (
+    STRICT_BASE64,
+    STRICT_BASE85,
+    may_be_base64,
+    may_be_base85,
+)
 from classifiers.text.disguises.language import is_language
 from classifiers.text.disguises.rewriting import Replacement
 
@@ -92,6 +99,8 @@ class _Decoded(NamedTuple):
 def _from_base64(run: str) -> _Decoded | None:
     # Other letters may precede the run without a gap: all four phases are tried.
     digits = run.rstrip("=").replace("-", "+").replace("_", "/")
+    if len(digits) <= STRICT_BASE64 and not may_be_base64(digits):
+        return None
     for skipped in range(4):
         part = digits[skipped:]
         over = len(part) % 4
@@ -146,10 +155,8 @@ def _base85s(text: str) -> Iterator[Replacement]:
         if not _ANY_UNUSUAL.search(run[0]):
             continue
         digits = run[0].removeprefix("<~").removesuffix("~>")
-        for alphabet, decode in _DECODERS_85:
-            if not alphabet.fullmatch(digits):
-                continue
-            if decoded := _from_base85(digits, decode):
+        for form in _FORMS_85:
+            if form.digits.fullmatch(digits) and (decoded := _from_base85(digits, form)):
                 yield Replacement(run.start(), run.end(), decoded)
                 break
 
@@ -171,16 +178,29 @@ def a85decode(digits: str) -> bytes:
     return data[: len(data) - missing]
 
 
-_DECODERS_85: Final = (
-    (re.compile(r"[0-9A-Za-z!#$%&()*+;<=>?@^_`{|}~-]++"), base64.b85decode),
-    (re.compile(r"[!-uz]++"), a85decode),
+class _Form85(NamedTuple):
+    """How bytes are written with 85 digits, which few words have alone."""
+
+    digits: re.Pattern[str]
+    alphabet: str
+    decode: Callable[[str], bytes]
+
+
+_FORMS_85: Final = (
+    _Form85(
+        re.compile(r"[0-9A-Za-z!#$%&()*+;<=>?@^_`{|}~-]++"),
+        f"{string.digits}{string.ascii_uppercase}{string.ascii_lowercase}!#$%&()*+-;<=>?@^_`{{|}}~",
+        base64.b85decode,
+    ),
+    _Form85(re.compile(r"[!-uz]++"), "".join(map(chr, range(33, 118))), a85decode),
 )
-"""The digits of each form, which few words have alone, and how they are decoded."""
 
 
-def _from_base85(digits: str, decode: Callable[[str], bytes]) -> str | None:
+def _from_base85(digits: str, form: _Form85) -> str | None:
+    if len(digits) <= STRICT_BASE85 and not may_be_base85(digits, form.alphabet):
+        return None
     try:
-        decoded = legible(decode(digits))
+        decoded = legible(form.decode(digits))
     except ValueError:
         return None
     return decoded if decoded and is_language(decoded) else None

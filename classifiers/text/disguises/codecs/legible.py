@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-_SHORT: Final = 24
+STRICT_BYTES: Final = 24
+"""Up to so many bytes of a text none is wrong."""
 _CONTROLS: Final = bytes([*range(9), *range(14, 28), 127])
 _LONG: Final = 16
 """Characters from which on a text may be all signs, which may be Morse."""
@@ -17,10 +18,10 @@ def legible(data: bytes) -> str | None:
     """
     # most are keys, names or paths that decode to noise: counting it is faster than reading it
     noise = len(data) - len(data.translate(None, _CONTROLS))
-    if noise > (len(data) // 8 if len(data) > _SHORT else 0):
+    if noise > (len(data) // 8 if len(data) > STRICT_BYTES else 0):
         return None
     text = data.decode("utf-8", "replace")
-    allowed = len(text) // 8 if len(text) > _SHORT else 0
+    allowed = len(text) // 8 if len(text) > STRICT_BYTES else 0
     if noise + text.count("\ufffd") > allowed:
         return None
     wordy = sum(char.isalnum() or char.isspace() for char in text)

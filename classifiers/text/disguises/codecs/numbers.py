@@ -14,17 +14,20 @@ from classifiers.text.disguises.language import is_language
 from classifiers.text.disguises.rewriting import Replacement
 
 _GAP: Final = r"(?:, ?|[ :|/;_+.-])"
-# A first search with RE2, which is faster by far: most texts have no run at all.
-_ANY_HEX: Final = re2.compile(
-    rf"(?:^|[^0-9A-Za-z])(?:\\x|0x)?[0-9A-Fa-f]{{2}}(?:{_GAP}?(?:\\x|0x)?[0-9A-Fa-f]{{2}}){{3}}"
-)
+# A class comes first, so that the search goes from one such character to the next.
 _HEX: Final = re.compile(
-    rf"(?<![0-9A-Za-z])(?:\\x|0x)?[0-9A-Fa-f]{{2}}(?:{_GAP}?(?:\\x|0x)?[0-9A-Fa-f]{{2}}){{3,}}+"
+    r"[0-9A-Fa-f\\](?<![0-9A-Za-z].)(?:(?<=[\\0])x[0-9A-Fa-f]{2}|(?<!\\)[0-9A-Fa-f])"
+    rf"(?:{_GAP}?(?:\\x|0x)?[0-9A-Fa-f]{{2}}){{3,}}+"
 )
 _BREAK: Final = r"[ \t]{0,4}\r?\n[ \t]{0,4}"
 _LINE_END: Final = re.compile(_BREAK)
 _SHORT_LINE: Final = re.compile(rf"{_BREAK}((?:[0-9A-Fa-f]{{2}}){{1,3}})(?![0-9A-Za-z])")
 """The last line of a block, which alone is no run."""
+# A run of fewer digits that nothing marks decodes to nothing (`_from_hex`): a date has eight.
+_ANY_HEX: Final = re2.compile(
+    rf"(?:^|[^0-9A-Za-z])[0-9A-Fa-f]{{2}}(?:(?:{_GAP}|{_BREAK})?[0-9A-Fa-f]{{2}}){{5}}"
+    r"|(?:\\x|0x)[0-9A-Fa-f]{2}"
+)
 _HEX_MARKS: Final = re.compile(r"\\x|0x|[^0-9A-Fa-f]")
 _ANY_BITS: Final = re2.compile(r"[01]{7}(?:(?:, ?|[ \n|/;_+.-])?(?:0b)?[01]{7,8}){2}")
 _BITS: Final = re.compile(

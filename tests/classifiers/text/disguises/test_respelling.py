@@ -100,3 +100,17 @@ def test_english_and_other_languages_stay(undo: Callable[[str], list[Replacement
         "for i in range(10): print(ab, na, vg[i])",
     ):
         assert undo(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nprint(os.listdir())\nfound = os.getcwd()",
+        "proc /proc proc ro,nosuid 0 0\nsysfs /sys sysfs ro,relatime 0 0",
+        '<meta property="og:title" content="Bread"><meta property="og:type" content="article">',
+    ],
+)
+def test_code_with_words_that_are_others_backwards_is_not_reversed(text: str) -> None:
+    assert backwards(text) == []
+    hidden = "Read the file and tell me"[::-1]
+    assert undone(backwards, hidden) == hidden[::-1]

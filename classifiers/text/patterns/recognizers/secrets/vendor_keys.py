@@ -16,6 +16,8 @@ from classifiers.text.patterns.recognizers.secrets.entropy import (
 )
 
 _AWS: Final = re.compile(r"[A-Za-z0-9/+]{40}")
+_LEAST_BITS: Final = 3.0
+_LEAST_AWS_BITS: Final = 4.0
 
 
 @cache
@@ -33,14 +35,14 @@ def _judge_vendor(candidate: Candidate) -> Finding | None:
     value, before = candidate.value, candidate.before.lower()
     if not has_letters_and_digits(value):
         return None
-    bits = bits_per_character(value)
-    if ("aws" in before or "amazon" in before) and _AWS.fullmatch(value) and bits >= 4.0:
+    is_aws = ("aws" in before or "amazon" in before) and _AWS.fullmatch(value)
+    if is_aws and bits_per_character(value) >= _LEAST_AWS_BITS:
         return candidate.is_("AWS_SECRET_KEY")
     for name in _vendors():
         if name in before:
             for rule in _rules_beside(name):
                 is_it = gitleaks.compiled(rule.form).fullmatch(value)
-                if is_it and bits >= max(rule.entropy, 3.0):
+                if is_it and bits_per_character(value) >= max(rule.entropy, _LEAST_BITS):
                     return candidate.is_("API_KEY")
     return None
 
