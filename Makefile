@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test test-slow test-vllm vllm-seams test-vllm-next test-gpu conformance lint format docs site bench clean
+.PHONY: help demo test test-slow test-vllm vllm-seams test-vllm-next test-gpu conformance lint format docs site sbom bench clean
 
 help:
 	@echo "make demo       set everything up and ask the embedded model, guarded and bare"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint       ruff, mypy --strict, import contracts, stale docs, the site"
 	@echo "make bench      tokens per second, guarded beside bare"
 	@echo "make docs       write the pages of docs/ that are made from the program"
+	@echo "make sbom       a bill of materials of what is installed, in build/sbom.cdx.json"
 	@echo "make site       build the pages of docs/ as a site in build/site"
 
 .venv/ready: pyproject.toml constraints.txt
@@ -113,6 +114,12 @@ lint: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# what is installed in .venv, with licences and hashes, in CycloneDX's form
+sbom: .venv/ready
+	$(PYTHON) -m venv build/sbom-tool
+	build/sbom-tool/bin/python -m pip install -q --disable-pip-version-check cyclonedx-bom==7.5.0
+	build/sbom-tool/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o build/sbom.cdx.json $(BIN)/python
 
 docs: .venv/ready
 	$(BIN)/python docs/write_cli.py

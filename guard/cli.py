@@ -43,6 +43,7 @@ BUILT_IN = {
     "models": "guard.commands.models:app",
     "new": "guard.commands.erase.new:app",
     "organisations": "guard.commands.tenants.organisations:app",
+    "policy": "guard.commands.policy:app",
     "profile": "guard.commands.erase.profile:app",
     "rebind": "guard.commands.artifact.rebind:app",
     "refine": "guard.commands.erase.refine:app",

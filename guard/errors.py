@@ -17,11 +17,18 @@
     │   ├── UnknownTenant      no organisation, team or key of that name
     │   ├── AlreadyExists      an organisation or a team of that name is there already
     │   ├── InvalidTenant      the settings of an organisation, a team or a key do not hold
+    │   ├── InvalidPolicy      the settings of a policy do not hold: nothing is changed
+    │   ├── PolicyNotFound     no policy of that name
+    │   ├── VersionNotFound    the policy has no version of that number
+    │   ├── PolicyChanged      somebody else was quicker to change a policy
+    │   ├── ReplayUnavailable  nothing was recorded that could be decided again
     │   ├── ContextExceeded    prompt and max_tokens do not fit the model's context
     │   ├── ContentBlocked     a guard whose action is "block" fired on the prompt
     │   └── TooManyRequests    the queue is full or the key's rate is used up
     │       └── BudgetExhausted the tokens of this month are used up
-    ├── TenantsUnavailable     the database of tenants does not answer: HTTP 503
+    ├── DatabaseUnavailable    a database does not answer: HTTP 503
+    │   └── TenantsUnavailable the database of tenants
+    ├── LimitsUnavailable      the store in which servers count together does not answer: HTTP 503
     └── GuardFailed            a guard could not be applied and its policy fails closed: HTTP 500
         └── ServiceStopped     the engine is shutting down or has died: HTTP 503
 
@@ -132,6 +139,32 @@ class InvalidTenant(RequestError):
     code = "invalid_tenant"
 
 
+class InvalidPolicy(RequestError):
+    """`param` is the first of the faulty settings."""
+
+    code = "invalid_policy"
+
+
+class PolicyNotFound(RequestError):
+    status = 404
+    code = "policy_not_found"
+
+
+class VersionNotFound(RequestError):
+    status = 404
+    code = "version_not_found"
+
+
+class PolicyChanged(RequestError):
+    status = 409
+    code = "policy_changed"
+
+
+class ReplayUnavailable(RequestError):
+    status = 409
+    code = "replay_unavailable"
+
+
 class ContextExceeded(RequestError):
     code = "context_length_exceeded"
 
@@ -165,11 +198,24 @@ class BudgetExhausted(TooManyRequests):
     code = "insufficient_quota"
 
 
-class TenantsUnavailable(GuardError):
-    """Nobody can be identified: the database of tenants has not answered for too long."""
+class DatabaseUnavailable(GuardError):
+    """A database does not answer."""
 
     status = 503
+    code = "database_unavailable"
+
+
+class TenantsUnavailable(DatabaseUnavailable):
+    """Nobody can be identified: the database of tenants has not answered for too long."""
+
     code = "tenants_unavailable"
+
+
+class LimitsUnavailable(GuardError):
+    """A key has limits that servers count together, and their store does not answer."""
+
+    status = 503
+    code = "limits_unavailable"
 
 
 class GuardFailed(GuardError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 Outcome = Literal[
     "pass",
@@ -107,6 +107,14 @@ class Verdict:
         body["guards"] = [{name: getattr(guard, name) for name in _GUARD} for guard in self.guards]
         body["unscreened"] = list(self.unscreened)
         return body
+
+
+class Shadow(TypedDict):
+    """What the shadow of its policy says of a request: the outcome, "unknown" where a guard of it
+    has read nothing, and what each guard that fired would have done."""
+
+    outcome: str
+    guards: dict[str, str]
 
 
 def shown(verdict: Mapping[str, Any], detail: VerdictDetail) -> dict[str, Any] | None:

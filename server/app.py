@@ -3,7 +3,6 @@ metrics."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -34,11 +33,13 @@ from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.tracing import OFF, Tracing
 from server.openapi.document import document_of
+from server.policies.live import LiveConfiguration
 from server.screening.middleware import ScreenMiddleware, Screens
 from server.services.interface import Service
 
 if TYPE_CHECKING:
     from server.erasures.service import Erasures
+    from server.policies.service import LivePolicies
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +54,26 @@ def create_app(
     erasures: Erasures | None = None,
     directory: Directory | None = None,
     tracing: Tracing = OFF,
+    live: LiveConfiguration | None = None,
+    policies: LivePolicies | None = None,
 ) -> FastAPI:
     """The ASGI app that serves `services`, by model name, under `config`.
 
     `keys` None leaves the server open. `metrics` must be the object in which the services' `record`
     callable counts verdicts: `/metrics` shows it. `screens` read the text of requests and answers
     under policies with text screens. `erasures` are offered where they are given, and the tenants
-    of `directory`. `tracing` makes spans of requests. The services are closed when the app's
+    of `directory`. `tracing` makes spans of requests. `policies` change `live`, the configuration
+    that requests are admitted under. The services are closed when the app's
     lifespan ends.
     """
     metrics = metrics or Metrics()
     metrics.add_services(services)
 
+    if live is None:
+        live = erasures.live if erasures is not None else LiveConfiguration(config)
+
     def configured() -> Config:
-        return erasures.config if erasures else config
+        return live.config
 
     gateway = Gateway(config, services, keys, metrics, configured)
 
@@ -74,7 +81,11 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if erasures is not None:
             await erasures.start()
+        if policies is not None:
+            policies.start()
         yield
+        if policies is not None:
+            await policies.close()
         if erasures is not None:
             await erasures.close()
         if screens is not None:
@@ -108,11 +119,19 @@ def create_app(
         # imported here: it needs torch, and the proxy, which has parts of this module, none
         from server.endpoints.lists import lists_router
 
-        if erasures is None:
-            routers.append(lists_router(services, configured, admins, asyncio.Lock()))
-        else:
-            changing, settle = erasures.changing, erasures.settle
-            routers.append(lists_router(services, configured, admins, changing, settle))
+        settle = erasures.settle if erasures is not None else lambda: None
+        routers.append(lists_router(services, configured, admins, live.changing, settle))
+    if policies is not None and admins is not None:
+        # imported here: the proxy, which has parts of this module, need not have what it needs
+        from server.policies.endpoints import Administration, policies_router
+        from server.policies.replaying import Replays
+
+        replays = (
+            Replays(lambda: screens.plans, screens.screener, screens.kept)
+            if screens is not None
+            else Replays(lambda: None, None, None)
+        )
+        routers.append(policies_router(config, Administration(policies, replays, admins)))
     if erasures is not None:
         # imported here: their pages need what only the extra `fit` has
         from server.erasures.endpoints import erasures_router

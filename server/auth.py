@@ -60,10 +60,11 @@ def authenticate(
     return key
 
 
-def admit(keys: KeyRing | None, key: Principal | None, exchange: Exchange) -> None:
-    """Count the request against the limits of its key, once. Raises TooManyRequests."""
+async def admit(keys: KeyRing | None, key: Principal | None, exchange: Exchange) -> None:
+    """Count the request against the limits of its key, once. Raises TooManyRequests, and
+    LimitsUnavailable where limits are shared and their store does not answer."""
     if keys is not None and key is not None and exchange.lease is None:
-        exchange.lease = keys.take(key)
+        exchange.lease = await keys.admit(key)
 
 
 def _keys_in(headers: Headers) -> list[tuple[str, str]]:

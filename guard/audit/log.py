@@ -8,6 +8,7 @@ what the log has to say of itself.
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import math
 import os
@@ -24,14 +25,15 @@ from guard.audit.chain import LOST, encode
 from guard.audit.chain_file import ChainFile
 from guard.audit.files import locked, open_log, write_lines
 from guard.audit.signing import Signer
-from guard.audit.writer import QueuedWriter
+from guard.audit.writer import MOST_QUEUED, QueuedWriter
 from guard.errors import GuardError
-from guard.verdict import Verdict
+from guard.verdict import Shadow, Verdict
 
 logger = logging.getLogger(__name__)
 
 MAX_CHARS = 512
 """Characters of a text in a line: a model's name is what a client says."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 IDLE_S = 10.0
 """The last lines are signed after this long without another."""
 
@@ -49,7 +51,8 @@ class AuditLog:
 
     Without a key each line is written at once, under a lock of all processes, so that a crash loses
     no finished request and lines are never mixed. With the file of an Ed25519 key, lines are
-    chained and signed, and one thread writes them, at the latest after 200 ms. A line that the disk
+    chained and signed, and one thread writes them, at the latest after 200 ms; where the disk is
+    full they wait until it has room, and those beyond MOST_QUEUED are lost. A line that the disk
     has no room for is taken back as a whole. Raises GuardError if a file cannot be opened.
     """
 
@@ -62,10 +65,13 @@ class AuditLog:
         )
         self._now = now
 
-    def append(self, verdict: Verdict, *, tenant: str) -> None:
-        """Write the line of one finished request, or queue it where lines are chained. Raises
-        OSError (a full disk or queue, a closed log)."""
-        self._sink.append(_Entry(self._now(), {"tenant": tenant}, verdict))
+    def append(self, verdict: Verdict, *, tenant: str, shadow: Shadow | None = None) -> None:
+        """Write the line of one finished request, or queue it where lines are chained; `shadow` is
+        what the shadow of its policy says. Raises OSError (a full disk or queue, a closed log)."""
+        facts: dict[str, Any] = {"tenant": tenant}
+        if shadow is not None:
+            facts["shadow"] = shadow
+        self._sink.append(_Entry(self._now(), facts, verdict))
 
     def append_event(self, event: str, **facts: str) -> None:
         """Write a line that is of no request. Raises OSError, as `append`."""
@@ -158,6 +164,7 @@ class _Chained:
         self._lock = threading.Lock()
         self._file: ChainFile | None = ChainFile(path, signer, now)
         self._lost = 0
+        self._is_full = False
         self._queue = QueuedWriter[_Entry](self._write, self._sign, idle_s=IDLE_S)
         self.lost: Lost = lambda error: None
         self.written: Callable[[], None] = lambda: None
@@ -198,19 +205,46 @@ class _Chained:
             self._file = None
         atexit.unregister(self.close)
 
-    def _write(self, entries: list[_Entry]) -> None:
+    def _write(self, entries: list[_Entry], is_last: bool) -> list[_Entry]:
+        kept, done = list[_Entry](), 0
         try:
-            self._put(entries)
+            if self._is_full:  # one line says whether there is room again
+                self._put(entries[:1])
+                self._note_full(False)
+                done = 1
+            self._put(entries[done:])
         except Exception:
             # as many as there is room for; no line, whatever is wrong with it, may stop the thread
-            for entry in entries:
-                try:
-                    self._put([entry])
-                except Exception as error:
-                    self._refuse(entry, error)
+            kept = self._put_apart(entries[done:], is_last)
         for entry in entries:
             if entry.written is not None:
                 entry.written.set()
+        return kept
+
+    def _put_apart(self, entries: list[_Entry], is_last: bool) -> list[_Entry]:
+        """Write entry by entry; gives those that wait until the disk has room, unless it is the
+        last time or somebody waits for them."""
+        for number, entry in enumerate(entries):
+            try:
+                self._put([entry])
+            except Exception as error:
+                is_full = isinstance(error, OSError) and error.errno in _FULL
+                if is_full and not is_last:
+                    self._note_full(True)
+                    rest = entries[number:]
+                    for waited in rest:
+                        if waited.written is not None:
+                            self._refuse(waited, error)
+                    return [each for each in rest if each.written is None]
+                self._refuse(entry, error)
+        return []
+
+    def _note_full(self, is_full: bool) -> None:
+        if is_full and not self._is_full:
+            logger.error("the audit log's disk is full: lines wait, %d at most", MOST_QUEUED)
+        elif self._is_full and not is_full:
+            logger.error("the audit log's disk has room again")
+        self._is_full = is_full
 
     def _put(self, entries: list[_Entry]) -> None:
         lines = [entry.as_dict() for entry in entries]

@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+RETRY_S = 1.0
+"""Until what could not be written is tried again."""
 FLUSH_S = 0.1
 """Lines gather for this long: half of what a crash may lose, the rest is for a busy machine."""
 MOST_QUEUED = 10_000
@@ -17,13 +19,16 @@ MOST_QUEUED = 10_000
 class QueuedWriter(Generic[T]):
     """Calls `write` with all items that have gathered, in their order, from one thread.
 
-    `write` must not raise. After `idle_s` without an item `idle` is called once. The thread starts
-    with the first item, so that a process may fork before. All methods are for any thread.
+    `write` must not raise. It gives back the items that it could not write now: they come first
+    when it is called again, RETRY_S later. Its second argument says that this is the last call,
+    after which nothing is tried again. After `idle_s` without an item `idle` is called once. The
+    thread starts with the first item, so that a process may fork before. All methods are for any
+    thread.
     """
 
     def __init__(
         self,
-        write: Callable[[list[T]], None],
+        write: Callable[[list[T], bool], list[T]],
         idle: Callable[[], None],
         *,
         idle_s: float,
@@ -31,6 +36,8 @@ class QueuedWriter(Generic[T]):
     ) -> None:
         self._write, self._idle, self._idle_s, self._most = write, idle, idle_s, most
         self._queue: deque[T] = deque()
+        self._taken = 0
+        """Items of the running, or the last, call that may come back."""
         self._lock = threading.Lock()
         self._some, self._hurry = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -41,7 +48,7 @@ class QueuedWriter(Generic[T]):
         with self._lock:
             if self._closed:
                 raise OSError("the audit log is closed")
-            if len(self._queue) >= self._most:
+            if len(self._queue) + self._taken >= self._most:
                 raise OSError(f"{self._most} lines wait for the audit log's disk")
             self._queue.append(item)
             is_first = len(self._queue) == 1
@@ -66,20 +73,26 @@ class QueuedWriter(Generic[T]):
             thread.join()
 
     def _run(self) -> None:
-        has_idled = True
+        has_idled, has_kept = True, False
         while True:
-            if not self._some.wait(None if has_idled else self._idle_s):
+            if has_kept:
+                self._hurry.wait(RETRY_S)
+            elif self._some.wait(None if has_idled else self._idle_s):
+                self._hurry.wait(FLUSH_S)
+            else:
                 self._idle()
                 has_idled = True
                 continue
-            self._hurry.wait(FLUSH_S)
             with self._lock:
                 items, is_over = list(self._queue), self._closed
+                self._taken = len(items)
                 self._queue.clear()
                 self._some.clear()
                 self._hurry.clear()
-            if items:
-                self._write(items)
-                has_idled = False
+            kept = self._write(items, is_over) if items else []
+            has_idled, has_kept = has_idled and not items, bool(kept)
+            with self._lock:
+                self._taken = 0
+                self._queue.extendleft(reversed(kept))
             if is_over:
                 return

@@ -15,22 +15,21 @@ from pydantic_core import ErrorDetails
 
 from guard.artifact import Artifact
 from guard.config.adapter_checks import adapter_problems, adapters_of
-from guard.config.artifact_paths import artifact_path
+from guard.config.artifact_paths import ArtifactPaths, url_problems
 from guard.config.kinds import KINDS, Kind, kind_of
-from guard.config.language_checks import language_problems, unsupported
+from guard.config.language_checks import unsupported
+from guard.config.parsed import Problem, short, strings, table, tables, unknown
 from guard.config.pattern_checks import pattern_problems
-from guard.config.screen_checks import screen_problems
+from guard.config.policy_checks import KnownGuards, live_policies_problems, policy_problems
+from guard.config.replicas_checks import replicas_problems
 from guard.config.setting_checks import setting_problems
 from guard.config.tenants_checks import tenants_problems
-from guard.config.toml_lines import KeyPath
 from guard.data.faults import suggestion
 from guard.errors import ArtifactError
 from steering.methods import SCREENS
 
 NO_POLICY = "none"
 DEFAULT_MAX_STEPS = 100
-
-Problem = tuple[KeyPath, str]
 
 _PATTERNS = {
     "url": "should be http://HOST or https://HOST, with a path or without, no user and no query",
@@ -64,19 +63,20 @@ def schema_problem(fault: ErrorDetails, section: type[BaseModel]) -> Problem:
         message = fault["msg"].removeprefix("Input ")
         reason = message[0].lower() + message[1:]
     # An API key in place of its hash must not be printed or logged.
-    return path, reason if secret else f"{reason}, is {_short(fault['input'])}"
+    return path, reason if secret else f"{reason}, is {short(fault['input'])}"
 
 
-def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
-    """The faults between sections of the parsed TOML; paths are relative to `folder`."""
-    models = list(_tables(data, "models"))
-    guards = list(_tables(data, "guards"))
-    keys = list(_tables(data, "keys"))
-    policies = {k: v for k, v in _table(data, "policies").items() if isinstance(v, dict)}
+def cross_check(data: Mapping[str, Any], folder: Path, paths: ArtifactPaths) -> Iterator[Problem]:
+    """The faults between sections of the parsed TOML; paths are relative to `folder`, and `paths`
+    finds artifacts."""
+    models = list(tables(data, "models"))
+    guards = list(tables(data, "guards"))
+    keys = list(tables(data, "keys"))
+    policies = {k: v for k, v in table(data, "policies").items() if isinstance(v, dict)}
     yield from _duplicates("models", models, "name")
     yield from _duplicates("guards", guards, "name")
     yield from _duplicates("keys", keys, "hash")
-    lists, upstreams = list(_tables(data, "patterns")), list(_tables(data, "upstreams"))
+    lists, upstreams = list(tables(data, "patterns")), list(tables(data, "upstreams"))
     yield from _duplicates("upstreams", upstreams, "name")
     yield from _duplicates("upstreams", upstreams, "mcp")
     for index, upstream_entry in upstreams:
@@ -89,33 +89,25 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
             ("policies", NO_POLICY),
             f'"{NO_POLICY}" is reserved for the policy without guards: choose another name',
         )
-    server = _table(data, "server")
+    server = table(data, "server")
     if "audit_key" in server and "audit_log" not in server:
         yield ("server", "audit_key"), "signs the audit log: add 'audit_log', or leave it out"
-    # a policy may be there for erasures alone
-    has_erasures = "folder" in _table(data, "erasures")
+    has_erasures = "folder" in table(data, "erasures")
     guard_names = [
         guard["name"] for _, guard in [*guards, *lists] if isinstance(guard.get("name"), str)
     ]
-    for name, policy in policies.items():
-        path = ("policies", name, "guards")
-        yield from _unknown("guard", _strings(policy, path), guard_names)
-        yield from _repeated(_strings(policy, path))
-        if not (policy.get("guards", []) == [] and has_erasures):
-            yield from _empty(
-                name, policy, delegates=any(entry.get("plugin") is True for _, entry in upstreams)
-            )
     known = [NO_POLICY, *policies]
-    tenants = _table(data, "tenants")
-    yield from tenants_problems(tenants, _table(data, "oidc"))
+    tenants = table(data, "tenants")
+    yield from tenants_problems(tenants, table(data, "oidc"))
+    yield from replicas_problems(table(data, "replicas"))
     if has_erasures and not ("admin_hash" in server or {"database", "database_env"} & {*tenants}):
         yield (
             ("erasures", "folder"),
             "needs the administrator, who alone may erase: add admin_hash to [server]",
         )
     for section in ("server", "proxy"):
-        names_policy = _strings(_table(data, section), (section, "default_policy"))
-        yield from _unknown("policy", names_policy, known)
+        names_policy = strings(table(data, section), (section, "default_policy"))
+        yield from unknown("policy", names_policy, known)
     if (keys or tenants) and server.get("embeddings") is True:
         yield (
             ("server", "embeddings"),
@@ -123,14 +115,19 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
         )
     for index, key in keys:
         for name in ("default_policy", "policies"):
-            yield from _unknown("policy", _strings(key, ("keys", index, name)), known)
+            yield from unknown("policy", strings(key, ("keys", index, name)), known)
     kinds: dict[str, Kind | None] = {str(entry.get("name")): "text" for _, entry in lists}
     fitted_for: dict[str, object] = {}
     methods: dict[str, str] = {}
     for index, guard in guards:
         if isinstance(reference := guard.get("artifact"), str):
+            if faults := [*url_problems(index, guard)]:
+                yield from faults
+                continue
+            pinned = guard.get("digest")
             try:
-                meta = Artifact.load(artifact_path(reference, folder)).meta
+                path = paths.of(reference, pinned if isinstance(pinned, str) else None)
+                meta = Artifact.load(path).meta
             except ArtifactError as error:
                 yield ("guards", index, "artifact"), str(error)
                 continue
@@ -153,37 +150,33 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
         for _, entry in upstreams
         if isinstance(entry.get("name"), str) and "mcp" not in entry
     ]
+    known_guards = KnownGuards(
+        names=guard_names,
+        kinds=kinds,
+        methods=methods,
+        patterns={str(entry.get("name")) for _, entry in lists},
+        fitted_for=fitted_for,
+        upstreams=names,
+        # a policy may be there for erasures alone
+        may_be_empty=has_erasures,
+        has_plugin=any(entry.get("plugin") is True for _, entry in upstreams),
+        are_replayed="live_policies" in data,
+    )
     for name, policy in policies.items():
-        yield from _fallback(name, policy)
-        yield from language_problems(name, policy, kinds)
-        patterns = {str(entry.get("name")) for _, entry in lists}
-        yield from screen_problems(name, policy, kinds, patterns, fitted_for)
-        screen = _table(policy, "screen")
-        upstream: KeyPath = ("policies", name, "screen", "upstream")
-        yield from _unknown("upstream", _strings(screen, upstream), names)
+        yield from policy_problems(name, policy, known_guards)
+    yield from live_policies_problems(table(data, "live_policies"), [m for _, m in models])
     for index, model in models:
-        yield from _unknown("policy", _strings(model, ("models", index, "default_policy")), known)
+        yield from unknown("policy", strings(model, ("models", index, "default_policy")), known)
         yield from _unfit(index, model, policies, kinds)
         yield from _unknown_to_vllm(index, model, server, policies, methods)
         for place, adapter in adapters_of(index, model):
-            yield from _unknown("policy", _strings(adapter, (*place, "default_policy")), known)
+            yield from unknown("policy", strings(adapter, (*place, "default_policy")), known)
     default = server.get("default_policy", NO_POLICY)
     yield from adapter_problems(models, default, policies, kinds, folder)
 
 
 _OF_MODELS = ("models", "weight", "plugin")
 """Keys of upstreams that serve models."""
-
-
-def _empty(name: str, policy: Mapping[str, Any], *, delegates: bool) -> Iterator[Problem]:
-    """A policy without guards, unless an upstream's plugin applies one in its place."""
-    guards = policy.get("guards", [])
-    upstream_policy = _table(policy, "screen").get("upstream_policy")
-    if guards == [] and name != NO_POLICY and not (delegates and upstream_policy is not None):
-        yield (
-            ("policies", name, "guards"),
-            f'names no guard, so that everything would pass: name guards, or use "{NO_POLICY}"',
-        )
 
 
 _MODELS: Mapping[Kind, str] = {
@@ -242,13 +235,13 @@ def _unfit(
         yield ("models", index, "steps"), f"is more than max_steps, {max_steps}: lower it"
     name = model.get("default_policy")
     policy = policies.get(name, {}) if isinstance(name, str) else {}
-    guards = [text for _, text in _strings(policy, ("policies", str(name), "guards"))]
+    guards = [text for _, text in strings(policy, ("policies", str(name), "guards"))]
     if guards and all(kinds.get(guard, kind) not in SCREENS | {kind, None} for guard in guards):
         others = {kinds[guard] for guard in guards} - {kind, None}
         named = " and ".join(text for other, text in _MODELS.items() if other in others)
         yield (
             ("models", index, "default_policy"),
-            f"all guards of {_short(name)} are for {named}: choose another policy",
+            f"all guards of {short(name)} are for {named}: choose another policy",
         )
 
 
@@ -264,39 +257,7 @@ def _unknown_to_vllm(
     if model.get("engine") != "vllm" or not isinstance(name, str):
         return
     if reason := unsupported(policies.get(name, {}), methods):
-        yield ("models", index, "engine"), f"the default policy {_short(name)} {reason}"
-
-
-def _fallback(name: str, policy: Mapping[str, Any]) -> Iterator[Problem]:
-    replaces = policy.get("fallback") == "replace"
-    if replaces and "replacement" not in policy:
-        yield (
-            ("policies", name, "fallback"),
-            'needs the prompt of the other image: add replacement = "..."',
-        )
-    if "replacement" in policy and not replaces:
-        yield ("policies", name, "replacement"), 'is for fallback = "replace": add that too'
-
-
-def _table(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = data.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _tables(data: Mapping[str, Any], name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    value = data.get(name)
-    for index, item in enumerate(value if isinstance(value, list) else []):
-        if isinstance(item, dict):
-            yield index, item
-
-
-def _strings(section: Mapping[str, Any], path: KeyPath) -> list[tuple[KeyPath, str]]:
-    """The string, or the strings of the array, at the end of `path`, each with its path."""
-    value = section.get(str(path[-1]))
-    if isinstance(value, str):
-        return [(path, value)]
-    items = value if isinstance(value, list) else []
-    return [((*path, index), item) for index, item in enumerate(items) if isinstance(item, str)]
+        yield ("models", index, "engine"), f"the default policy {short(name)} {reason}"
 
 
 def _duplicates(
@@ -310,22 +271,3 @@ def _duplicates(
         first = first_index.setdefault(value, index)
         if first != index:
             yield (section, index, key), f"is the same as in {section}[{first}]: change one"
-
-
-def _repeated(strings: list[tuple[KeyPath, str]]) -> Iterator[Problem]:
-    known = set()
-    for path, text in strings:
-        if text in known:
-            yield path, f"{text!r} is here twice: remove one"
-        known.add(text)
-
-
-def _unknown(kind: str, strings: list[tuple[KeyPath, str]], known: list[str]) -> Iterator[Problem]:
-    for path, text in strings:
-        if text not in known:
-            yield path, f"no {kind} {_short(text)}: {suggestion(text, known)}"
-
-
-def _short(value: object) -> str:
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

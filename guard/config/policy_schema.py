@@ -40,6 +40,8 @@ Scope = Literal["conversation", "turn"]
 Place = Literal["system", "user", "assistant", "tool", "arguments", "images", "response"]
 """Places of text: messages by role, tools and calls of them, prompts of images, the response."""
 PLACES: tuple[Place, ...] = get_args(Place)
+OF_ACTING = ("fallback", "replacement", "debug", "keep_text")
+"""Settings of a policy for which a shadow has no use."""
 Fallback = Literal["block", "replace"]
 OnError = Literal["closed", "open"]
 
@@ -96,6 +98,9 @@ class PolicyConfig(Section):
     the action is "say". For guards of language models: `actions` overrides the action for single
     ones, and `rewind` says whether an answer in which one fires goes back to its last sentence's
     end: never, always, or, where it is left out, unless a client would wait for a bare answer.
+    `thresholds` are in place of those of single guards. `keep_text`: texts that its screens read
+    are kept in memory for a while, so that `guard policy replay` can read them again. `shadow` is
+    another policy, which decides on the same requests beside this one, and does nothing.
     """
 
     guards: Names = ()
@@ -108,4 +113,35 @@ class PolicyConfig(Section):
     message: str | None = Field(default=None, min_length=1, max_length=MAX_MESSAGE_CHARS)
     scope: Scope = "conversation"
     rewind: bool | None = None
+    thresholds: dict[Name, float] = {}
+    keep_text: bool = False
     screen: ScreenConfig = ScreenConfig()
+    shadow: PolicyConfig | None = None
+
+    @property
+    def only_observed(self) -> tuple[str, ...]:
+        """The guards that run for the shadow alone."""
+        shadow = self.shadow.guards if self.shadow is not None else ()
+        return tuple(guard for guard in shadow if guard not in self.guards)
+
+
+class LivePoliciesConfig(Section):
+    """`[live_policies]`: policies that change while the server runs; times in seconds.
+
+    Their versions are in `database`: the path of a SQLite file, or `postgresql://USER@HOST/DATABASE`;
+    a URL with a password stands in the environment variable `database_env` instead. It may be the
+    one of `[tenants]`. Changes by other servers and by the command are in force after `refresh_s`
+    at the latest, those of this file, unless `watch_file` is false, after twice that. `kept_texts`
+    requests at most have their texts kept, under policies with `keep_text`.
+    """
+
+    database: str | None = Field(default=None, min_length=1)
+    database_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    refresh_s: float = Field(default=0.25, ge=0.05, le=0.5)
+    watch_file: bool = True
+    kept_texts: int = Field(default=1000, ge=0, le=100_000)
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is a database."""
+        return self.database is not None or self.database_env is not None

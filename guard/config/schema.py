@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -16,15 +17,17 @@ from pydantic import (
 )
 
 from guard.config.adapter_schema import AdapterConfig
-from guard.config.artifact_paths import artifact_path
-from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_check, schema_problem
+from guard.config.artifact_paths import ArtifactPaths
+from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, cross_check, schema_problem
 from guard.config.kinds import KINDS, Engine, Kind
+from guard.config.parsed import Problem
 from guard.config.pattern_checks import model_path
-from guard.config.policy_schema import Names, PolicyConfig
+from guard.config.policy_schema import LivePoliciesConfig, Names, PolicyConfig
 from guard.config.proxy_schema import ProxyConfig, UpstreamConfig
+from guard.config.replicas_schema import ReplicasConfig
 from guard.config.section import Name, Section
 from guard.config.tenants_schema import OidcConfig, TenantsConfig
-from guard.config.toml_lines import key_lines, line_of
+from guard.config.toml_lines import KeyPath, key_lines, line_of
 from guard.errors import ConfigError, UnknownPolicy
 from guard.verdict import VerdictDetail
 
@@ -121,13 +124,15 @@ class GuardConfig(Section):
 
     `recheck` False decides on the prompt alone, a number is the threshold of generated tokens.
 
-    `artifact` is a file, or "sha256:DIGEST" of an artifact in the cache (12 digits or more). In a
-    configuration that was read it is the file's path. One in `shadow` observes, whatever the action
-    of its policies is.
+    `artifact` is a file, a URL that fsspec knows ("s3://bucket/x.safetensors"), or "sha256:DIGEST"
+    of an artifact in the cache (12 digits or more). In a configuration that was read it is the
+    file's path. `digest` ("sha256:" and 64 digits) is what the artifact must have. One in `shadow`
+    observes, whatever the action of its policies is.
     """
 
     name: Name
     artifact: FilePath
+    digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     threshold: float | None = None
     strength: float | None = Field(default=None, gt=0, le=10)
     recheck: bool | float | None = None
@@ -192,7 +197,9 @@ class Config(Section):
     keys: Annotated[tuple[KeyConfig, ...], Field(strict=False)] = ()
     tenants: TenantsConfig = TenantsConfig()
     oidc: OidcConfig = OidcConfig()
+    replicas: ReplicasConfig = ReplicasConfig()
     erasures: ErasuresConfig = ErasuresConfig()
+    live_policies: LivePoliciesConfig = LivePoliciesConfig()
     proxy: ProxyConfig = ProxyConfig()
     upstreams: Annotated[tuple[UpstreamConfig, ...], Field(strict=False)] = ()
     _path: Path | None = PrivateAttr(default=None)
@@ -250,14 +257,29 @@ def load_config(path: Path | str) -> Config:
     indices start at 0.
     """
     path = Path(path)
+    data, lines = read_toml(path)
+    config, problems = checked(data, path)
+    if config is None:
+        located = sorted(
+            {(line_of(lines, place), dotted(place), reason) for place, reason in problems}
+        )
+        raise ConfigError([f"line {line}: {place}: {reason}" for line, place, reason in located])
+    return config
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """The values of a TOML file, and the line of each. Raises ConfigError."""
     text = _read(path)
     try:
-        data = tomllib.loads(text)
-        lines = key_lines(text)
+        return tomllib.loads(text), key_lines(text)
     except RecursionError:
         raise ConfigError(["line 1: syntax: arrays are nested too deeply"]) from None
     except ValueError as error:
         raise ConfigError([_syntax_problem(str(error), text)]) from None
+
+
+def checked(data: dict[str, Any], path: Path) -> tuple[Config | None, list[Problem]]:
+    """The configuration of parsed TOML, as if the file `path` had it, or else all its faults."""
     folder = path.absolute().parent
     problems: list[Problem] = []
     config: Config | None = None
@@ -265,15 +287,16 @@ def load_config(path: Path | str) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         problems = [schema_problem(fault, _section_type(fault["loc"])) for fault in error.errors()]
-    problems += cross_check(data, folder)
+    paths = ArtifactPaths(folder)
+    problems += cross_check(data, folder, paths)
     if config is None or problems:
-        located = sorted(
-            {(line_of(lines, place), _dotted(place), reason) for place, reason in problems}
-        )
-        raise ConfigError([f"line {line}: {place}: {reason}" for line, place, reason in located])
-    config = _absolute(config, folder)
+        return None, problems
+    artifacts = [
+        paths.of(guard["artifact"], guard.get("digest")) for guard in data.get("guards", ())
+    ]
+    config = _absolute(config, folder, artifacts)
     config._path = path.absolute()
-    return config
+    return config, []
 
 
 def _read(path: Path) -> str:
@@ -315,17 +338,19 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-def _dotted(path: tuple[str | int, ...]) -> str:
+def dotted(path: tuple[str | int, ...]) -> str:
+    """A place in the configuration as a text, "models[0].name"."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text.lstrip(".")
 
 
-def _absolute(config: Config, folder: Path) -> Config:
+def _absolute(config: Config, folder: Path, artifacts: Sequence[Path]) -> Config:
+    """`artifacts`: those of the guards, in order."""
     guards = tuple(
-        guard.model_copy(update={"artifact": artifact_path(str(guard.artifact), folder)})
-        for guard in config.guards
+        guard.model_copy(update={"artifact": path})
+        for guard, path in zip(config.guards, artifacts, strict=True)
     )
     patterns = tuple(_absolute_patterns(entry, folder) for entry in config.patterns)
     models = tuple(_absolute_model(model, folder) for model in config.models)
@@ -343,9 +368,11 @@ def _absolute(config: Config, folder: Path) -> Config:
         "server": server,
     }
     update["erasures"] = erasures
-    tenants = config.tenants
-    if tenants.database is not None and "://" not in tenants.database:
-        update["tenants"] = tenants.model_copy(update={"database": str(folder / tenants.database)})
+    for name in ("tenants", "live_policies"):
+        section = getattr(config, name)
+        if section.database is not None and "://" not in section.database:
+            file = str(folder / section.database)
+            update[name] = section.model_copy(update={"database": file})
     return config.model_copy(update=update)
 
 

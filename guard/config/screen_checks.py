@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from guard.config.kinds import Kind
+from guard.config.parsed import table
 from guard.config.toml_lines import KeyPath
 from steering.methods import SCREENS
 
@@ -32,8 +33,8 @@ def screen_problems(
     entries = policy.get("guards")
     entries = entries if isinstance(entries, list) else []
     guards = [guard for guard in entries if isinstance(guard, str)]
-    screen = _table(policy, "screen")
-    actions, looks = _table(screen, "actions"), _table(screen, "looks")
+    screen = table(policy, "screen")
+    actions, looks = table(screen, "actions"), table(screen, "looks")
     default = policy.get("action", "steer")
     inside = [guard for guard in guards if kinds.get(guard, "text") not in _SCREENS]
     if default in ONLY_TEXT and inside:
@@ -42,8 +43,8 @@ def screen_problems(
             f'"{default}" is for screens of text, and not all guards of the policy are: set it '
             "for these in [policies.NAME.screen], actions",
         )
-    for key, table in (("actions", actions), ("looks", looks)):
-        for guard in table:
+    for key, of_guards in (("actions", actions), ("looks", looks)):
+        for guard in of_guards:
             path = ("policies", name, "screen", key, guard)
             if guard not in guards:
                 yield path, "is no guard of this policy: add it there, or leave it out here"
@@ -81,8 +82,3 @@ def screen_problems(
         )
     if screen.get("restore") is True and "redact" not in taken.values():
         yield ("policies", name, "screen", "restore"), 'is for the action "redact": leave it out'
-
-
-def _table(section: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = section.get(key)
-    return value if isinstance(value, dict) else {}

@@ -14,15 +14,7 @@ def tenants_problems(
     tenants: Mapping[str, Any], oidc: Mapping[str, Any]
 ) -> Iterator[tuple[KeyPath, str]]:
     """What is wrong with `[tenants]` and `[oidc]` together."""
-    database = tenants.get("database")
-    if "database" in tenants and "database_env" in tenants:
-        yield ("tenants", "database_env"), "is in place of 'database': leave one of them out"
-    if isinstance(database, str) and "://" in database and _has_password(database):
-        yield (
-            ("tenants", "database"),
-            "has a password: put the URL into an environment variable, and name that in "
-            "database_env",
-        )
+    yield from database_problems("tenants", tenants)
     if not oidc:
         return
     if not ({"database", "database_env"} & tenants.keys()):
@@ -38,7 +30,21 @@ def tenants_problems(
             )
 
 
-def _has_password(url: str) -> bool:
+def database_problems(section: str, settings: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with the database that a section names."""
+    database = settings.get("database")
+    if "database" in settings and "database_env" in settings:
+        yield (section, "database_env"), "is in place of 'database': leave one of them out"
+    if isinstance(database, str) and "://" in database and has_password(database):
+        yield (
+            (section, "database"),
+            "has a password: put the URL into an environment variable, and name that in "
+            "database_env",
+        )
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL has a password, or may have one."""
     try:
         return urlsplit(url).password is not None
     except ValueError:

@@ -1,25 +1,22 @@
-"""The plans of every kind of model: the guards that fit a model, and policies resolved to plans."""
+"""The plans of every kind of model: guards that fit it, and a policy resolved to a plan."""
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from guard.artifact import Artifact
-from guard.config.kinds import Kind, kind_of
-from guard.config.policy_schema import OF_METHODS, Action, Fallback, OnError, PolicyConfig
-from guard.config.schema import Config, GuardConfig
-from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
+from guard.config.policy_schema import OF_METHODS, Action, Fallback, OnError
+from guard.config.schema import GuardConfig
+from guard.config.setting_checks import recheck_of
+from guard.errors import GuardFailed, PolicyUnfit
 from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
 from steering.hidden.rows import RowGuard
-from steering.methods import SCREENS, Method, method_named
 from steering.methods import Action as MethodAction
-
-logger = logging.getLogger(__name__)
+from steering.methods import Method
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,26 @@ class LoadedGuard:
     digest: str = ""
     entries: tuple[str, ...] = ()
     shadow: bool = False
+    fitted_recheck: float | None = None
+    """The `recheck` of the fit, which a threshold raises; None where the configuration gives it."""
+
+    def under(self, threshold: float | None) -> LoadedGuard:
+        """The guard with the threshold of a policy; None: with its own."""
+        if threshold is None:
+            return self
+        recheck = self.recheck
+        if self.fitted_recheck is not None:
+            recheck = max(self.fitted_recheck, threshold)
+        return replace(self, threshold=threshold, recheck=recheck)
+
+    def rechecked(self, setting: GuardConfig, fitted: float | None) -> LoadedGuard:
+        """The guard with a threshold for generated tokens, as the configuration says, or the fit.
+
+        Raises ArtifactError where the configuration asks for one and there is none.
+        """
+        recheck = recheck_of(setting.recheck, fitted, setting.threshold)
+        is_fitted = recheck is not None and isinstance(setting.recheck, bool | None)
+        return replace(self, recheck=recheck, fitted_recheck=fitted if is_fitted else None)
 
     @property
     def action(self) -> MethodAction:
@@ -54,8 +71,6 @@ class LoadedGuard:
         artifact: Artifact,
         method: Method,
         fitted: FittedSettings,
-        *,
-        recheck: float | None = None,
     ) -> LoadedGuard:
         """With the threshold and the strength of the configuration, or those of the fit.
 
@@ -72,7 +87,6 @@ class LoadedGuard:
             method=method,
             threshold=fitted.number("threshold") if threshold is None else threshold,
             strength=fitted.number("strength") if strength is None else strength,
-            recheck=recheck,
             digest=artifact.digest,
             shadow=setting.shadow,
         )
@@ -102,8 +116,6 @@ class AnyReading(Protocol):
 
 
 R = TypeVar("R", bound=AnyReading)
-T = TypeVar("T")
-P = TypeVar("P", bound="Plan[Any]")
 
 
 @dataclass(frozen=True)
@@ -245,112 +257,3 @@ def _unread(guard: LoadedGuard) -> GuardVerdict:
 def finite(score: float) -> float | None:
     """The score, or None where JSON has no number for it."""
     return score if math.isfinite(score) else None
-
-
-@dataclass(frozen=True)
-class GuardSelection(Generic[T]):
-    """The guards of a configuration for one model: those that fit, those that are broken with the
-    reasons, those for models of another kind, and the screens of texts and images."""
-
-    fit: Mapping[str, T]
-    broken: Mapping[str, str]
-    others: frozenset[str]
-    texts: frozenset[str]
-
-
-def select_guards(
-    config: Config,
-    kind: Kind,
-    name: str,
-    load: Callable[[GuardConfig, Artifact], T],
-) -> GuardSelection[T]:
-    """Load every guard for the served model `name`, of that kind.
-
-    `load` turns an artifact into the form that the model's runtime stacks; it raises GuardError
-    where the artifact was fitted on another model, and ValueError for an invalid artifact.
-    """
-    fit: dict[str, T] = {}
-    broken: dict[str, str] = {}
-    others, texts = set(), {patterns.name for patterns in config.patterns}
-    for setting in config.guards:
-        try:
-            artifact = Artifact.load(setting.artifact)
-            guard_kind = kind_of(artifact.meta)
-            _require_kind(artifact, guard_kind)
-            if guard_kind in SCREENS:
-                texts.add(setting.name)
-                continue
-            if guard_kind not in {kind, None}:
-                others.add(setting.name)
-                continue
-            fit[setting.name] = _loaded(setting, artifact, load)
-        except GuardError as error:
-            broken[setting.name] = error.message
-            logger.warning("guard %s cannot be applied to %s: %s", setting.name, name, error)
-    return GuardSelection(fit, broken, frozenset(others), frozenset(texts))
-
-
-def _require_kind(artifact: Artifact, kind: Kind | None) -> None:
-    """Raise ArtifactError where a guard's seams say that it is for other models than its method."""
-    try:
-        method = method_named(artifact.meta.method)
-    except ValueError:
-        return  # said where the guard is loaded
-    if method.kind != kind:
-        raise ArtifactError(
-            f"the method {method.name!r} does not act at its seams "
-            f"({', '.join(artifact.meta.seams)}): fit the guard again"
-        )
-
-
-def _loaded(
-    setting: GuardConfig, artifact: Artifact, load: Callable[[GuardConfig, Artifact], T]
-) -> T:
-    try:
-        return load(setting, artifact)
-    except ValueError as error:
-        raise ArtifactError(f"{setting.artifact}: {error}: fit the guard again") from error
-
-
-def resolve(
-    plan: type[P],
-    name: str,
-    policy: PolicyConfig,
-    loaded: Mapping[str, LoadedGuard],
-    selection: GuardSelection[T],
-) -> P:
-    """The policy `name` as a plan of that type; `loaded` are the guards that fit."""
-    texts = tuple(guard for guard in policy.guards if guard in selection.texts)
-    wanted = [guard for guard in policy.guards if guard not in selection.others | selection.texts]
-    return plan(
-        policy=name,
-        action=policy.action,
-        on_error=policy.on_error,
-        guards=tuple(loaded[guard] for guard in wanted if guard in loaded),
-        broken={
-            guard: selection.broken.get(guard, f"there is no guard {guard!r} in the configuration")
-            for guard in wanted
-            if guard not in loaded
-        },
-        unfit=bool(policy.guards) and not wanted and not texts,
-        texts=texts,
-        fallback=policy.fallback if policy.replacement else "block",
-        replacement=policy.replacement,
-        actions=policy.actions,
-    )
-
-
-class PolicyPlans(Generic[P]):
-    """Every policy of a configuration as a plan for one model."""
-
-    def __init__(self, plans: Mapping[str, P]) -> None:
-        self._plans = plans
-
-    def __getitem__(self, policy: str) -> P:
-        """Raises KeyError for a policy that is not configured."""
-        return self._plans[policy]
-
-    @property
-    def usable(self) -> tuple[str, ...]:
-        """The policies for this model whose guards can all be applied, or which fail open."""
-        return tuple(name for name, plan in self._plans.items() if not (plan.refuses or plan.unfit))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from guard.artifact import Artifact
+from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import Config, GuardConfig
-from guard.plans.base import LoadedGuard, Plan, PolicyPlans, resolve, select_guards
+from guard.plans.base import LoadedGuard, Plan
+from guard.plans.selection import PolicyPlans, resolve, select_guards
 from guard.verdict import Done, GuardVerdict
 
 
@@ -24,9 +26,8 @@ def encoder_plans(config: Config, name: str) -> PolicyPlans[EncoderPlan]:
         raise ValueError("its seams are of no model that is known")
 
     selection = select_guards(config, "text", name, load)
-    return PolicyPlans(
-        {
-            policy: resolve(EncoderPlan, policy, config.policy(policy), {}, selection)
-            for policy in config.policy_names
-        }
-    )
+
+    def resolved(policy: str, settings: PolicyConfig) -> EncoderPlan:
+        return resolve(EncoderPlan, policy, settings, {}, selection)
+
+    return PolicyPlans(config, resolved, selection)

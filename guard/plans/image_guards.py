@@ -14,7 +14,8 @@ from torch import nn
 from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig
 from guard.errors import FingerprintError, ModelError
-from guard.plans.base import LoadedGuard, select_guards
+from guard.plans.base import LoadedGuard
+from guard.plans.selection import select_guards
 from steering.engines.diffusion.fit import GuardedPipeline, require_fit, require_supported
 from steering.engines.errors import UnsupportedModel
 from steering.fingerprint import fingerprint

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import Config
-from guard.plans.base import LoadedGuard, Plan, PolicyPlans, finite, resolve
+from guard.plans.base import LoadedGuard, Plan, finite
 from guard.plans.image_guards import ImageGuards
+from guard.plans.selection import GuardSelection, PolicyPlans, resolve
 from guard.verdict import Done, GuardVerdict
 from steering.engines.diffusion.fit import GuardedPipeline
 from steering.hidden.rows import RowGuard
@@ -103,9 +105,11 @@ class ImagePlans(PolicyPlans[ImagePlan]):
         guards = ImageGuards(config, pipeline, name=name)
         self.stacks = guards.stacks
         loaded = {guard: fitted for guard, (fitted, _) in guards.selection.fit.items()}
-        super().__init__(
-            {
-                policy: resolve(ImagePlan, policy, config.policy(policy), loaded, guards.selection)
-                for policy in config.policy_names
-            }
-        )
+        # what is resolved later must not keep the tensors of guards, which the stacks have
+        found = guards.selection
+        selection = GuardSelection(dict.fromkeys(loaded), found.broken, found.others, found.texts)
+
+        def resolved(policy: str, settings: PolicyConfig) -> ImagePlan:
+            return resolve(ImagePlan, policy, settings, loaded, selection)
+
+        super().__init__(config, resolved, selection)

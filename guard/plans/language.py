@@ -16,17 +16,10 @@ from guard.artifact import Artifact
 from guard.config.language_checks import of_transformers, overlays_linears
 from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import Config, GuardConfig
-from guard.config.setting_checks import DECIDES_ON_PROMPT, recheck_of
+from guard.config.setting_checks import DECIDES_ON_PROMPT
 from guard.errors import ArtifactError
-from guard.plans.base import (
-    GuardSelection,
-    LoadedGuard,
-    Plan,
-    PolicyPlans,
-    finite,
-    resolve,
-    select_guards,
-)
+from guard.plans.base import LoadedGuard, Plan, finite
+from guard.plans.selection import GuardSelection, PolicyPlans, resolve, select_guards
 from guard.verdict import Done, GuardVerdict
 from steering.engines.transformers.adapters.seam import require_fit
 from steering.engines.transformers.adapters.weights import linear_shapes
@@ -187,12 +180,7 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
         self.broken = selection.broken
         loaded = {guard: fitted for guard, (fitted, _) in selection.fit.items()}
         self._loaded = loaded
-        super().__init__(
-            {
-                policy: _plan(policy, config.policy(policy), loaded, selection)
-                for policy in config.policy_names
-            }
-        )
+        super().__init__(config, partial(_plan, loaded, selection), selection)
 
     @property
     def entries(self) -> dict[str, list[str]]:
@@ -225,10 +213,10 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
 
 
 def _plan(
-    name: str,
-    policy: PolicyConfig,
     loaded: Mapping[str, LoadedGuard],
     selection: GuardSelection[tuple[LoadedGuard, MethodGuard]],
+    name: str,
+    policy: PolicyConfig,
 ) -> LanguagePlan:
     plan = resolve(LanguagePlan, name, policy, loaded, selection)
     return replace(
@@ -272,12 +260,11 @@ def _guard(
     overlays: Mapping[str, LinearOverlay] = getattr(stack, "overlays", {})
     if overlays:
         _require_overlaid(setting, overlays, model)
+    loaded = LoadedGuard.of(setting, artifact, method, guard)
     try:
-        fitted = guard.optional_number("recheck")
-        recheck = recheck_of(setting.recheck, fitted, setting.threshold)
+        loaded = loaded.rechecked(setting, guard.optional_number("recheck"))
     except ArtifactError as error:
         raise ArtifactError(f"{setting.artifact}: {error.message}") from error
-    loaded = LoadedGuard.of(setting, artifact, method, guard, recheck=recheck)
     entries = meta.settings.get("entries")
     if isinstance(entries, list):
         loaded = replace(loaded, entries=tuple(map(str, entries)))

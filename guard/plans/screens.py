@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar, cast, get_args
@@ -61,6 +62,15 @@ class Screen:
     first_stage: bool = False
     """Whether a text may be cleared without the encoder, its score being an estimate."""
 
+    def fires(self, score: float) -> bool:
+        """A classifier fires above its threshold, as it was calibrated; what has none scores 0
+        where it finds nothing."""
+        return score > (self.threshold if self.head is not None else 0.0)
+
+    def done(self, *, in_response: bool) -> Action:
+        """The action where it fires: a response can no longer be routed or delegated."""
+        return "flag" if in_response and self.action in {"route", "policy"} else self.action
+
 
 @dataclass(frozen=True)
 class TextScreen(Screen):
@@ -106,6 +116,7 @@ class TextPlan:
     """The text that is read in place of a blocked answer."""
     unfit: bool = False
     images: tuple[ImageScreen, ...] = ()
+    keep_text: bool = False
 
     @property
     def active(self) -> bool:
@@ -211,13 +222,30 @@ class TextPlans:
             self._load_heads(artifacts["text"], load_encoder)
         self._lists = self._patterns(config.patterns)
         self.images = self._load_images(config, artifacts["pixels"])
+        self._config = config
         self._plans = {name: self._plan(config, name) for name in config.policy_names}
-        self.active = any(plan.active for plan in self._plans.values())
-        """Whether any policy screens text or images."""
 
     def __getitem__(self, policy: str) -> TextPlan:
         """Raises KeyError for a policy that is not configured."""
         return self._plans[policy]
+
+    @cached_property
+    def active(self) -> bool:
+        """Whether any policy screens text or images."""
+        return any(plan.active for plan in self._plans.values())
+
+    @property
+    def any_screens(self) -> bool:
+        """Whether there are screens, in policies or for policies to come."""
+        return bool(self.active or self.screens or self._images)
+
+    def under(self, config: Config) -> TextPlans:
+        """The same screens, under the policies of another configuration."""
+        plans = copy(self)
+        plans.__dict__.pop("active", None)
+        plans._config = config
+        plans._plans = {name: plans._plan(config, name) for name in config.policy_names}
+        return plans
 
     @property
     def screens(self) -> Sequence[TextScreen]:
@@ -228,6 +256,10 @@ class TextPlans:
     def image_screens(self) -> Sequence[ImageScreen]:
         """All screens of images that can be applied, as fitted, with the action "observe"."""
         return list(self._images.values())
+
+    @property
+    def _reads_text_in_images(self) -> bool:
+        return self.images is not None and self.images.ocr is not None
 
     def _artifacts(
         self, settings: Sequence[GuardConfig]
@@ -301,11 +333,15 @@ class TextPlans:
     def _plan(self, config: Config, name: str) -> TextPlan:
         policy = config.policy(name)
         known = {**self._heads, **self._lists}
-        guards = [guard for guard in policy.guards if guard in known]
-        images = [guard for guard in policy.guards if guard in self._images]
+        of_policy = [*policy.guards, *policy.only_observed]
+        guards = [guard for guard in of_policy if guard in known]
+        images = [guard for guard in of_policy if guard in self._images]
         shadows = {setting.name for setting in config.guards if setting.shadow}
+        shadows |= {*policy.only_observed}
         needed = [*policy.guards, *([OCR] if policy.screen.ocr else [])]
         broken = {guard: self._broken[guard] for guard in needed if guard in self._broken}
+        if policy.screen.ocr and OCR not in broken and not self._reads_text_in_images:
+            broken[OCR] = "what reads text in images is not loaded: restart the server"
         inside = [] if self._runs_models or config.delegates(name) else self._inside
         elsewhere = {
             guard: f"acts inside a model, which a proxy does not run: {_ELSEWHERE}"
@@ -319,13 +355,18 @@ class TextPlans:
             action = policy.screen.actions.get(screen.name) or default
             if isinstance(screen, ImageScreen) and action not in IMAGE_ACTIONS:
                 action = "block"
+            threshold = policy.thresholds.get(screen.name, screen.threshold)
+            looks = policy.screen.looks
+            if policy.shadow is not None and screen.name in policy.only_observed:
+                threshold = policy.shadow.thresholds.get(screen.name, screen.threshold)
+                looks = policy.shadow.screen.looks
             return replace(
                 screen,
                 action="observe" if screen.name in shadows else action,
-                first_stage=policy.screen.first_stage,
-                places=frozenset(
-                    policy.screen.looks.get(screen.name) or policy.screen.look or screen.places
-                ),
+                threshold=threshold,
+                # the first stage was cut for the threshold of the guard
+                first_stage=policy.screen.first_stage and threshold >= screen.threshold,
+                places=frozenset(looks.get(screen.name) or policy.screen.look or screen.places),
             )
 
         return TextPlan(
@@ -335,6 +376,7 @@ class TextPlans:
             screens=tuple(set_up(known[guard]) for guard in guards),
             images=tuple(set_up(self._images[guard]) for guard in images),
             message=policy.message,
+            keep_text=policy.keep_text,
             broken=broken | elsewhere,
             unfit=bool(elsewhere) and not guards and not images and not broken,
         )

@@ -46,6 +46,7 @@ def covers(config: Config, policy: str, floor: str) -> bool:
     return (
         set(least.guards) <= set(own.guards)
         and all(_is_as_strict(own, least, guard) for guard in least.guards)
+        and all(_fires_as_early(config, own, least, guard) for guard in least.guards)
         and not (least.on_error == "closed" and own.on_error == "open")
         and not (least.scope == "conversation" and own.scope == "turn")
         and not (least.fallback == "block" and own.fallback == "replace")
@@ -61,6 +62,13 @@ def _is_as_strict(own: PolicyConfig, least: PolicyConfig, guard: str) -> bool:
         return True
     # what changes the text or the image lies between a mark on it and a refusal
     return _STRICTNESS.get(given, 2) > _STRICTNESS.get(wanted, 2)
+
+
+def _fires_as_early(config: Config, own: PolicyConfig, least: PolicyConfig, guard: str) -> bool:
+    of_guard = next((each.threshold for each in config.guards if each.name == guard), None)
+    given, wanted = (each.thresholds.get(guard, of_guard) for each in (own, least))
+    # None is the threshold of the fit, which nothing here knows
+    return given == wanted or (given is not None and wanted is not None and given <= wanted)
 
 
 def _action(policy: PolicyConfig, guard: str) -> Action:

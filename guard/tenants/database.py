@@ -1,19 +1,21 @@
-"""The tables of tenants, for SQLite and PostgreSQL alike, through SQLAlchemy's Core."""
+"""The tables of tenants and of policies, for SQLite and PostgreSQL alike, through SQLAlchemy's
+Core."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from guard.config.policy_schema import LivePoliciesConfig
 from guard.config.tenants_schema import TenantsConfig
-from guard.errors import GuardError, TenantsUnavailable
+from guard.errors import DatabaseUnavailable, GuardError, TenantsUnavailable
 
 SCHEMA_VERSION = 1
 _PATIENCE_S = 5
@@ -72,9 +74,29 @@ usage = sa.Table(
     sa.Column("tokens", sa.BigInteger, nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False, index=True),
 )
+policy_versions = sa.Table(
+    "policy_versions",
+    _TABLES,
+    # the order of all changes: of two servers that take the same number one is refused
+    sa.Column("revision", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("policy", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("act", sa.Text, nullable=False),
+    sa.Column("settings", sa.Text),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("time", sa.Double, nullable=False),
+    sa.UniqueConstraint("policy", "number"),
+)
+Section = Literal["tenants", "live_policies"]
+"""The section of the configuration that names a database."""
+_UNAVAILABLE: Mapping[Section, type[DatabaseUnavailable]] = {
+    "tenants": TenantsUnavailable,
+    "live_policies": DatabaseUnavailable,
+}
 
 
-def url_in(config: TenantsConfig) -> URL | None:
+def url_in(config: TenantsConfig | LivePoliciesConfig, section: Section = "tenants") -> URL | None:
     """Where the database is; None where none is configured. Raises GuardError."""
     text = config.database
     if config.database_env is not None:
@@ -82,7 +104,7 @@ def url_in(config: TenantsConfig) -> URL | None:
         if not text:
             raise GuardError(
                 f"the environment variable {config.database_env} is empty: put the URL of the "
-                "database into it, or set 'database' in [tenants]"
+                f"database into it, or set 'database' in [{section}]"
             )
     if text is None:
         return None
@@ -95,7 +117,7 @@ def url_in(config: TenantsConfig) -> URL | None:
     if url.drivername not in {"postgresql", "postgres"} or not url.database:
         # the URL may have a password in it
         raise GuardError(
-            "the database of [tenants] is the path of a SQLite file, or "
+            f"the database of [{section}] is the path of a SQLite file, or "
             "postgresql://USER@HOST/DATABASE"
         )
     return url.set(drivername="postgresql+psycopg")
@@ -104,11 +126,12 @@ def url_in(config: TenantsConfig) -> URL | None:
 class Database:
     """A connection pool, whose tables are made where they are missing.
 
-    Raises GuardError where the database cannot be used, TenantsUnavailable where it does not
-    answer.
+    Raises GuardError where the database cannot be used, TenantsUnavailable, or DatabaseUnavailable
+    for another `section`, where it does not answer.
     """
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, section: Section = "tenants") -> None:
+        self._section: Section = section
         self._shown = url.render_as_string(hide_password=True)
         is_file = url.drivername.startswith("sqlite")
         if is_file:
@@ -131,7 +154,7 @@ class Database:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             raise GuardError(
-                f"{path} cannot be opened: {error.strerror}: check [tenants]"
+                f"{path} cannot be opened: {error.strerror}: check [{self._section}]"
             ) from None
 
     def _make_tables(self) -> None:
@@ -154,7 +177,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A transaction, undone where its block raises. Raises TenantsUnavailable."""
+        """A transaction, undone where its block raises. Raises DatabaseUnavailable."""
         try:
             with self._engine.begin() as connection:
                 yield connection
@@ -162,8 +185,9 @@ class Database:
             raise
         except SQLAlchemyError as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise TenantsUnavailable(
-                f"the database of tenants, {self._shown}, does not answer: {reason}"
+            what = self._section.replace("_", " ")
+            raise _UNAVAILABLE[self._section](
+                f"the database of {what}, {self._shown}, does not answer: {reason}"
             ) from error
 
     def close(self) -> None:

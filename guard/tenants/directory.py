@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from guard.config.schema import Config
-from guard.errors import TenantsUnavailable, Unauthorized
+from guard.errors import GuardFailed, TenantsUnavailable, Unauthorized
 from guard.tenants.acts import Note
-from guard.tenants.inheritance import inherited
+from guard.tenants.covering import at_least
+from guard.tenants.inheritance import inherited, level_problems
 from guard.tenants.keys import Principal
 from guard.tenants.levels import Key, Level, Organisation, Team, kind_of, usage_id
 from guard.tenants.meters import Ledger
@@ -50,6 +51,15 @@ class _Snapshot:
             else:
                 after.keys[level.id] = level
         return after
+
+    def chain(self, level: Level) -> list[Level]:
+        """A level and what is above it, the highest first."""
+        if isinstance(level, Organisation):
+            return [level]
+        if isinstance(level, Team):
+            return [self.organisations[level.organisation], level]
+        # a key whose team is missing must be an error, not a key without a team's limits
+        return [*(self.chain(self.teams[level.team]) if level.team is not None else ()), level]
 
 
 class Directory:
@@ -163,15 +173,8 @@ class Directory:
         return principal
 
     def _made(self, snapshot: _Snapshot, level: Key | Team) -> Principal:
-        if isinstance(level, Key):
-            # a key whose team is missing must be an error, not a key without a team's limits
-            team = snapshot.teams[level.team] if level.team is not None else None
-        else:
-            team = level
-        levels: list[Level] = []
-        if team is not None:
-            levels = [snapshot.organisations[team.organisation], team]
-        levels += [level] if isinstance(level, Key) else []
+        levels = snapshot.chain(level)
+        team = next((each for each in levels if isinstance(each, Team)), None)
         if revoked := next((each for each in levels if each.revoked is not None), None):
             raise Unauthorized(f"The {kind_of(revoked)} of this key is revoked.")
         whole = inherited([each.settings for each in levels])
@@ -188,6 +191,35 @@ class Directory:
                 for each in reversed(levels)
             ),
         )
+
+    def policy_problems(self, config: Config) -> Iterator[str]:
+        """What would not hold for levels that are in force, under the policies of `config`."""
+        snapshot = self._snapshot
+        levels = (snapshot.organisations, snapshot.teams, snapshot.keys)
+        for level in (level for of_kind in levels for level in of_kind.values()):
+            *above, own = chain = snapshot.chain(level)
+            if any(each.revoked is not None for each in chain):
+                continue
+            found = level_problems(
+                own.settings, [each.settings for each in above], config.policy_names
+            )
+            title = f"the {kind_of(level)} {level.id!r}"
+            yield from (f"{title}: {problem}" for problem in found)
+            whole = inherited([each.settings for each in chain])
+            try:
+                at_least(
+                    config, whole.default_policy or config.server.default_policy, whole.required
+                )
+            except GuardFailed as error:
+                yield f"{title}: {error.message}"
+
+    def follow(self, config: Config) -> Callable[[], None]:
+        """See `server.policies.live.Follower`: levels may name the policies of `config`."""
+
+        def swap() -> None:
+            self.store.config = config
+
+        return swap
 
     def refresh(self) -> None:
         """Write down what was used, and read what has changed. Raises TenantsUnavailable."""
@@ -234,9 +266,11 @@ def _title(level: Level) -> str:
 
 
 @contextmanager
-def open_directory(config: Config, note: Note | None = None) -> Iterator[Directory | None]:
+def open_directory(
+    config: Config, note: Note | None = None, ledger: Ledger | None = None
+) -> Iterator[Directory | None]:
     """The tenants of a configuration while its server runs; None where it has no database. `note`
-    is told of changes that are made here.
+    is told of changes that are made here; `ledger` counts their requests.
 
     Raises GuardError where the database cannot be used.
     """
@@ -254,6 +288,7 @@ def open_directory(config: Config, note: Note | None = None) -> Iterator[Directo
         refresh_s=config.tenants.refresh_s,
         offline_s=config.tenants.offline_s,
         tokens=tokens,
+        ledger=ledger,
     )
     directory.open()
     try:

@@ -59,10 +59,7 @@ class KeyRing:
     ) -> None:
         self.ledger = ledger or (others.ledger if others is not None else Ledger())
         self._others = others
-        self._keys = [
-            (key.hash.encode(), _principal(key, role, self.ledger, index))
-            for index, key in enumerate(keys)
-        ]
+        self._keys = [(key.hash.encode(), _principal(key, role, self.ledger)) for key in keys]
 
     def find(self, secret: str) -> Principal | None:
         """Whose key or token it is; None if it is unknown.
@@ -80,19 +77,26 @@ class KeyRing:
         return match
 
     def take(self, principal: Principal) -> Lease:
-        """Count one request. Raises TooManyRequests over a limit of any level."""
+        """Count one request in this process. Raises TooManyRequests over a limit of any level."""
         return self.ledger.take(principal.meters)
+
+    async def admit(self, principal: Principal) -> Lease:
+        """Count one request. Raises TooManyRequests over a limit of any level, LimitsUnavailable
+        where limits are counted with other servers and cannot be."""
+        return await self.ledger.admit(principal.meters)
 
     def rate_limits(self, principal: Principal) -> tuple[RateLimit | None, RateLimit | None]:
         """What is left of the limits of requests and of tokens, None where there is none."""
         return self.ledger.rate_limits(principal.meters)
 
 
-def _principal(key: KeyConfig, role: Role, ledger: Ledger, index: int) -> Principal:
+def _principal(key: KeyConfig, role: Role, ledger: Ledger) -> Principal:
     meters: tuple[Meter, ...] = ()
     if key.requests_per_minute is not None:
         settings = LevelSettings(requests_per_minute=key.requests_per_minute)
-        meters = (ledger.meter(f"config {index}", "this key", settings, is_stored=False),)
+        # one name in every server that has the key; hashed again, as stores are read by others
+        name = f"file {hash_key(key.hash)[-32:]}"
+        meters = (ledger.meter(name, "this key", settings, is_stored=False),)
     return Principal(
         tenant=key.tenant,
         role=role,
@@ -104,11 +108,13 @@ def _principal(key: KeyConfig, role: Role, ledger: Ledger, index: int) -> Princi
     )
 
 
-def key_ring(config: Config, others: Identities | None = None) -> KeyRing | None:
-    """Who may ask models; None where anybody may."""
+def key_ring(
+    config: Config, others: Identities | None = None, ledger: Ledger | None = None
+) -> KeyRing | None:
+    """Who may ask models; None where anybody may. `ledger` counts their requests."""
     if not config.keys and others is None:
         return None
-    return KeyRing(config.keys, others)
+    return KeyRing(config.keys, others, ledger=ledger)
 
 
 def admin_ring(config: Config, others: Identities | None = None) -> KeyRing | None:

@@ -42,6 +42,10 @@ class _Bucket:
     left: float
     filled_at: float
 
+    def set(self, left: float, now: float) -> None:
+        """Take what is left of the count that servers keep together."""
+        self.left, self.filled_at = left, now
+
     def fill(self, now: float) -> None:
         self.left += (now - self.filled_at) * self.per_minute / 60
         self.left = min(self.left, float(self.per_minute))
@@ -83,6 +87,8 @@ class Meter:
         self.budget: int | None = None
         self.running = 0
         self.is_limited = False
+        self.is_shared = False
+        """Whether it has a limit that servers count together as they go: a budget is not one."""
 
     def limit(self, settings: LevelSettings, now: float) -> None:
         """Take new limits; what was used of the old ones stays used."""
@@ -91,6 +97,7 @@ class Meter:
         self.concurrent, self.budget = settings.concurrent_requests, settings.tokens_per_month
         limits = (self.requests, self.tokens, self.concurrent, self.budget)
         self.is_limited = any(each is not None for each in limits)
+        self.is_shared = any(each is not None for each in limits[:3])
 
 
 def _limited(bucket: _Bucket | None, per_minute: int | None, now: float) -> _Bucket | None:
@@ -149,6 +156,10 @@ class Ledger:
             meter.limit(settings, self.clock())
         return meter
 
+    async def admit(self, meters: Sequence[Meter]) -> Lease:
+        """As `take`; a ledger that counts with other servers may have to ask."""
+        return self.take(meters)
+
     def take(self, meters: Sequence[Meter]) -> Lease:
         """Count a request on every level, or on none.
 
@@ -158,16 +169,22 @@ class Ledger:
         period = period_of(moment)
         with self._lock:
             now = self.clock()
-            for meter in meters:
-                if meter.is_limited:
-                    self._check(meter, now, moment)
-            for meter in meters:
-                meter.running += 1
-                if meter.requests is not None:
-                    meter.requests.left -= 1
-                if meter.is_stored:
-                    self._spent(meter, period).requests += 1
+            self._check_all(meters, now, moment)
+            self._count(meters, period)
         return Lease(self, meters)
+
+    def _check_all(self, meters: Sequence[Meter], now: float, moment: datetime) -> None:
+        for meter in meters:
+            if meter.is_limited:
+                self._check(meter, now, moment)
+
+    def _count(self, meters: Sequence[Meter], period: Period) -> None:
+        for meter in meters:
+            meter.running += 1
+            if meter.requests is not None:
+                meter.requests.left -= 1
+            if meter.is_stored:
+                self._spent(meter, period).requests += 1
 
     def _check(self, meter: Meter, now: float, moment: datetime) -> None:
         if meter.budget is not None and self._used(meter, period_of(moment)) >= meter.budget:
@@ -176,7 +193,7 @@ class Ledger:
                 "operator for more, or wait for the next month.",
                 retry_after=_until_next_month(moment),
             )
-        if meter.concurrent is not None and meter.running >= meter.concurrent:
+        if meter.concurrent is not None and meter.running >= self._slots(meter):
             raise TooManyRequests(
                 f"{meter.title} may have {meter.concurrent} requests running at the same time: "
                 "try again when one has ended.",
@@ -194,17 +211,25 @@ class Ledger:
                     retry_after=wait_s,
                 )
 
+    def _slots(self, meter: Meter) -> int:
+        """How many requests of a level may run here."""
+        assert meter.concurrent is not None
+        return meter.concurrent
+
     def spend(self, meters: Sequence[Meter], tokens: int) -> None:
         """Count tokens on every level."""
         period = period_of(self.now())
         with self._lock:
             now = self.clock()
             for meter in meters:
-                if meter.tokens is not None:
-                    meter.tokens.fill(now)
-                    meter.tokens.left -= tokens
+                self._spend(meter, tokens, now)
                 if meter.is_stored:
                     self._spent(meter, period).tokens += tokens
+
+    def _spend(self, meter: Meter, tokens: int, now: float) -> None:
+        if meter.tokens is not None:
+            meter.tokens.fill(now)
+            meter.tokens.left -= tokens
 
     def end(self, meters: Sequence[Meter]) -> None:
         """A request has ended."""

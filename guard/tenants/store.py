@@ -76,8 +76,8 @@ class TenantStore:
     """Makes and changes levels in one transaction each; thread-safe. `now` gives seconds since the
     epoch.
 
-    Policies are checked against `config` where that is given; `note` is told of each change. Every
-    method raises TenantsUnavailable where the database does not answer.
+    Policies are checked against `config`, which may change, where that is given; `note` is told of
+    each change. Every method raises TenantsUnavailable where the database does not answer.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TenantStore:
         note: Note | None = None,
     ) -> None:
         self.database = database
-        self._policies = config.policy_names if config is not None else None
+        self.config = config
         self._now, self._note_change, self._by = now, note, "command"
 
     def acting(self, by: str) -> TenantStore:
@@ -281,7 +281,7 @@ class TenantStore:
             return {row.level: _usage(row) for row in connection.execute(query)}
 
     def _check(self, settings: LevelSettings, above: Sequence[LevelSettings]) -> None:
-        known = self._policies
+        known = self.config.policy_names if self.config is not None else None
         if known is None:
             known = (*(settings.policies or ()), *settings.required)
             known += (settings.default_policy,) if settings.default_policy is not None else ()

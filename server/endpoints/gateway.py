@@ -56,11 +56,12 @@ MANY = 500
 @dataclass(frozen=True, slots=True)
 class Admission(Generic[R, S]):
     """A request whose key, body, model and policy are valid. `deadline` is on the event loop's
-    clock; `record_id` and `caller` are as in TextRowRequest."""
+    clock; `config`, `record_id` and `caller` are as in TextRowRequest."""
 
     body: R
     service: S
     policy: str
+    config: Config
     key: Principal | None
     request_id: str
     deadline: float
@@ -84,7 +85,7 @@ class Gateway:
     keys: KeyRing | None
     metrics: Metrics
     current: Callable[[], Config]
-    """The configuration with the guards that were added since the start."""
+    """The configuration with what has changed since the start: policies, and erasures' guards."""
     decoding: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(DECODED_AT_ONCE), repr=False, compare=False
     )
@@ -96,9 +97,9 @@ class Gateway:
         exchange_of(request).identify(self.config, self.keys, key)
         return key
 
-    def count(self, request: Request, key: Principal | None) -> None:
+    async def count(self, request: Request, key: Principal | None) -> None:
         """See `admit` of `server.auth`."""
-        admit(self.keys, key, exchange_of(request))
+        await admit(self.keys, key, exchange_of(request))
 
     def service(self, model: str) -> Service:
         """The service of `model`. Raises UnknownModel."""
@@ -151,7 +152,7 @@ class Gateway:
         deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
         key = self.authenticate(request)
         exchange = exchange_of(request)
-        admit(self.keys, key, exchange)
+        await admit(self.keys, key, exchange)
         timer = asyncio.timeout_at(deadline)
         try:
             async with timer:
@@ -161,12 +162,14 @@ class Gateway:
         body = await _parsed(schema, raw)
         service = service_of(body.model)
         named = body.guard.policy if body.guard else None
-        policy = choose_policy(self.current(), key, body.model, request.headers, named)
-        exchange.apply(self.config, policy)
+        config = exchange.under(self.current())
+        policy = choose_policy(config, key, body.model, request.headers, named)
+        exchange.apply(config, policy)
         return Admission(
             body=body,
             service=service,
             policy=policy,
+            config=config,
             key=key,
             request_id=exchange.request_id,
             deadline=deadline,
@@ -239,6 +242,7 @@ class Gateway:
                 shown=form.shown if form else {},
                 caller=admission.caller,
                 streamed=admission.body.stream,
+                config=admission.config,
             )
             for index, (prompt, sampling) in enumerate(rows)
         ]

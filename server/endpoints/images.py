@@ -150,6 +150,7 @@ def _requests(gateway: Gateway, admission: Admission[Any, ImageService]) -> list
             record_id=admission.record_id,
             embeddings=embeddings,
             debug=debug,
+            config=admission.config,
         )
         for index in range(body.n)
     ]
@@ -169,7 +170,7 @@ def _require_no_denoising(body: ImageRequest, info: ImageModelInfo) -> None:
 def _debug(gateway: Gateway, admission: Admission[ImageRequest, ImageService]) -> bool:
     """Whether the request wants the masks of its guards. Raises where its policy forbids it."""
     debug = admission.body.guard is not None and admission.body.guard.debug
-    if debug and not gateway.config.policy(admission.policy).debug:
+    if debug and not admission.config.policy(admission.policy).debug:
         name = admission.policy
         remedy = (
             "name another policy"

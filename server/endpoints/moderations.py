@@ -26,10 +26,10 @@ def moderations_router(gateway: Gateway, screens: Screens) -> APIRouter:
     async def create_moderation(request: Request) -> Response:
         """The scores of texts under every screen that the caller may use."""
         key = gateway.authenticate(request)
-        gateway.count(request, key)
+        await gateway.count(request, key)
         limits = gateway.config.server
         body = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
-        allowed = screens_for(gateway.config, screens.plans, key)
+        allowed = screens_for(gateway.current(), screens.plans, key)
         caller = caller_of(key, request.scope)
         return JSONReply(await moderate(body, allowed, screens.screener, caller))
 

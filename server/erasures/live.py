@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from guard.artifact import Artifact
@@ -14,6 +15,7 @@ from guard.plans.language import LanguagePlans
 from server.erasures.lists import configured, file_of, put, take_off
 from server.erasures.record import LIVE, Record
 from server.erasures.store import Store
+from server.policies.live import LiveConfiguration
 from server.services.interface import Service
 from server.services.text import BatchedTextService
 
@@ -24,15 +26,20 @@ class LiveGuards:
     """The configuration of a server with the guards of erasures, which `apply` brings into the
     services of its language models. Used from one event loop, but for `apply_now`."""
 
-    def __init__(self, config: Config, services: Mapping[str, Service], store: Store) -> None:
-        self._base, self._store = config, store
+    def __init__(
+        self, live: LiveConfiguration, services: Mapping[str, Service], store: Store
+    ) -> None:
+        self._live, self._store = live, store
         self._services = {
             name: service
             for name, service in services.items()
             if isinstance(service, BatchedTextService)
         }
-        self.config = config
+
+    @property
+    def config(self) -> Config:
         """With the guards of all erasures that requests carry."""
+        return self._live.config
 
     @property
     def models(self) -> Sequence[str]:
@@ -54,7 +61,8 @@ class LiveGuards:
             service = self._services[model]
             plans = self._plans(service, model, live)
             service.use(plans).result()
-        self.config = self._with(live)
+        self._live.overlay = partial(self._with, live)
+        self._live.set(self._live.base)
 
     async def apply(self, records: Iterable[Record], changed: Record) -> Record:
         """Let requests to the model of `changed`, and to all that have its list, carry the guards
@@ -65,10 +73,11 @@ class LiveGuards:
         and ListChanged; nothing has changed then.
         """
         name = changed.asked.list
-        if name is None or (changed.state not in LIVE and not configured(self._base, name)):
+        base = self._live.base
+        if name is None or (changed.state not in LIVE and not configured(base, name)):
             await self._carry(records, changed)
             return changed
-        path = file_of(self._base, name)
+        path = file_of(base, name)
         earlier, changed = await asyncio.to_thread(self._change_list, path, changed)
         try:
             await self._carry(records, changed)
@@ -116,18 +125,20 @@ class LiveGuards:
             for service, before in earlier[:used]:
                 await asyncio.shield(asyncio.to_thread(service.use, before))
             raise
-        self.config = self._with(live)
+        self._live.overlay = partial(self._with, live)
+        await self._live.change(self._live.base)
 
     def _plans(
         self, service: BatchedTextService, model: str, live: Sequence[Record]
     ) -> LanguagePlans:
         own = [record for record in live if record.asked.model == model]
-        return LanguagePlans(self._with(own), service.plans.served, name=model)
+        config = self._with(own, self._live.base)
+        return LanguagePlans(config, service.plans.served, name=model)
 
-    def _with(self, live: Sequence[Record]) -> Config:
-        """The file's configuration, and the guards of these erasures behind those of their
+    def _with(self, live: Sequence[Record], base: Config) -> Config:
+        """The configuration `base`, and the guards of these erasures behind those of their
         policies."""
-        guards, policies = list(self._base.guards), dict(self._base.policies)
+        guards, policies = list(base.guards), dict(base.policies)
         for record in live:
             guards += [
                 GuardConfig(
@@ -144,7 +155,7 @@ class LiveGuards:
                 more = (*policy.guards, *record.guards)
                 policies[name] = policy.model_copy(update={"guards": more})
         update = {"guards": tuple(guards), "policies": policies}
-        return self._base.model_copy(update=update)
+        return base.model_copy(update=update)
 
 
 def _live(records: Iterable[Record]) -> list[Record]:

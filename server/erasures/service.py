@@ -23,6 +23,7 @@ from server.erasures.live import LiveGuards
 from server.erasures.record import ENDED, LIVE, UNFINISHED, Live, Record, now
 from server.erasures.store import Store, document_of, new_id
 from server.erasures.worker import Progress
+from server.policies.live import LiveConfiguration
 from server.services.interface import Service
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ ATTEMPTS = 4
 class Erasures:
     """The erasures in `store` over the `services` of `config`; changes go into the `audit` log.
 
-    `command` is that of the process which fits.
+    `live` is where they are put in force, `command` that of the process which fits.
     """
 
     def __init__(
@@ -49,20 +50,20 @@ class Erasures:
         audit: AuditLog | None,
         *,
         audit_failed: Callable[[], None] = lambda: None,
+        live: LiveConfiguration | None = None,
         command: Sequence[str] = worker.COMMAND,
     ) -> None:
         self._models = {model.name: model for model in config.models}
         self._queue_limit = config.erasures.queue_limit
         self._store, self._audit, self._audit_failed = store, audit, audit_failed
-        self._live = LiveGuards(config, services, store)
+        self.live = live or LiveConfiguration(config, services.values())
+        self._live = LiveGuards(self.live, services, store)
         self._firings = Firings(config)
         self._command = command
         self._records: dict[str, Record] = {}
         self._progress: dict[str, Progress] = {}
         self._waiting: asyncio.Queue[str] = asyncio.Queue()
         self._fitting: tuple[str, asyncio.Task[worker.Result]] | None = None
-        self.changing = asyncio.Lock()
-        """Held while the plans of requests change, by whoever changes them."""
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.stopped = False
@@ -181,7 +182,7 @@ class Erasures:
 
     async def enter(self, erasure: str, state: Live) -> Record:
         """Move an erasure between shadow and in force. Raises UnknownErasure and Conflict."""
-        async with self.changing:
+        async with self.live.changing:
             record = self.get(erasure)
             if record.state not in LIVE:
                 raise Conflict(
@@ -203,7 +204,7 @@ class Erasures:
             if fitted == erasure:
                 task.cancel()
                 await asyncio.wait([task])
-        async with self.changing:
+        async with self.live.changing:
             record = self.get(erasure)
             if record.state == "withdrawn":
                 return record
@@ -294,7 +295,7 @@ class Erasures:
         self._notify()
 
     async def _finish(self, erasure: str, result: worker.Result) -> None:
-        async with self.changing:
+        async with self.live.changing:
             record = self.get(erasure)
             if record.state not in UNFINISHED:
                 return
@@ -325,7 +326,7 @@ class Erasures:
         await self._enter_unfinished(erasure, "failed", reason)
 
     async def _enter_unfinished(self, erasure: str, state: State, reason: str = "") -> None:
-        async with self.changing:
+        async with self.live.changing:
             record = self.get(erasure)
             if record.state in UNFINISHED:
                 self._keep(record.entering(state, reason))

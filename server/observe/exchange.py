@@ -37,6 +37,7 @@ class Exchange:
 
     `lease`: the request was counted against the limits of its key. `record_id`: the id under which
     the recorder holds the verdicts of its rows while screens read the answer, else "".
+    `config` is the configuration that the request is decided under, once it is.
     `error_shape` is that of the API that was called, `detail` how much of the verdict the client is
     told, `message` what its policy says in place of a blocked answer, and `trace` has its spans.
     """
@@ -50,6 +51,7 @@ class Exchange:
     detail: VerdictDetail = "full"
     message: str | None = None
     trace: Trace = field(default_factory=Trace)
+    config: Config | None = None
     _keys: KeyRing | None = None
     _key: Principal | None = None
 
@@ -77,6 +79,12 @@ class Exchange:
         """Nothing more of the response leaves."""
         if self.lease is not None:
             self.lease.close()
+
+    def under(self, config: Config) -> Config:
+        """The configuration that the request is decided under: `config`, or the one of the first
+        call, so that a change of policies never meets half a request."""
+        self.config = self.config or config
+        return self.config
 
     def apply(self, config: Config, policy: str) -> None:
         """The policy is known. Raises UnknownPolicy."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import get_args
 
@@ -19,6 +19,28 @@ OTHER = "other"
 _STATUSES = frozenset({*map(int, HTTPStatus), 499})
 _ACTIONS = frozenset(action for part in get_args(Done) for action in get_args(part))
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+_READ_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
+MOST_PAIRS = 2000
+"""Pairs of a guard, or a policy, and a tenant that have series of their own."""
+
+
+class _ByTenant:
+    """A histogram of seconds by one label and the tenant. Tenants that come behind MOST_PAIRS are
+    counted together: a fleet of them must not fill a time-series database."""
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._series: dict[tuple[str, str], Histogram] = {}
+
+    def observe(self, name: str, tenant: str, seconds: float) -> None:
+        """Count `seconds` of `name`, which the configuration knows. From any thread."""
+        pair = (name, tenant)
+        if pair not in self._series and len(self._series) >= MOST_PAIRS:
+            pair = (name, OTHER)
+        series = self._series.get(pair)
+        if series is None:
+            series = self._series[pair] = self._histogram.labels(*pair)
+        series.observe(seconds)
 
 
 class VerdictMetrics:
@@ -67,6 +89,31 @@ class VerdictMetrics:
             buckets=_STEPS,
             registry=registry,
         )
+        self._shadows = Counter(
+            "inference_guard_shadow_verdicts",
+            "Requests by their outcome, and by what it would have been under the policy's shadow.",
+            ["policy", "outcome", "shadow"],
+            registry=registry,
+        )
+        self._rows = _ByTenant(
+            Histogram(
+                "inference_guard_row_seconds",
+                "Wall time of a request's row, from its admission to its end.",
+                ["policy", "tenant"],
+                buckets=_SECONDS,
+                registry=registry,
+            )
+        )
+        self._reading = _ByTenant(
+            Histogram(
+                "inference_guard_guard_seconds",
+                "Wall time until a screen's reading of texts or images was there. Screens that are "
+                "read in one pass count all of it; guards inside a model have none.",
+                ["guard", "tenant"],
+                buckets=_READ_SECONDS,
+                registry=registry,
+            )
+        )
         self._failed = Counter(
             "inference_guard_guard_failures",
             "Times that a guard could not be applied.",
@@ -79,10 +126,11 @@ class VerdictMetrics:
             registry=registry,
         )
 
-    def count(self, verdict: Verdict) -> None:
-        """Count the verdict of one finished request."""
+    def count(self, verdict: Verdict, tenant: str = "") -> None:
+        """Count the verdict of one finished request of a tenant, "" on a server without keys."""
         model = _known(verdict.model, self._models) if verdict.model else ""
         self._verdicts.labels(model, verdict.policy, verdict.outcome).inc()
+        self._rows.observe(verdict.policy, tenant, verdict.elapsed_ms / 1000)
         for guard in verdict.guards:
             # in a proxy guards may be those of the upstream, whose values can be anything
             name = _known(guard.guard, self._guards)
@@ -96,6 +144,15 @@ class VerdictMetrics:
                 self._fired.labels(name, _known(guard.action, _ACTIONS)).inc()
             if guard.error is not None:
                 self._failed.labels(name).inc()
+
+    def count_shadow(self, verdict: Verdict, shadow: str) -> None:
+        """Count what the outcome of a request would have been under the shadow of its policy."""
+        self._shadows.labels(verdict.policy, verdict.outcome, shadow).inc()
+
+    def time_reading(self, guards: Iterable[str], tenant: str, seconds: float) -> None:
+        """Screens of these names have read together for so long."""
+        for guard in guards:
+            self._reading.observe(guard, tenant, seconds)
 
     def count_audit_failure(self) -> None:
         """Count a verdict that could not be written to the audit log."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from guard.audit import AuditLog
-from guard.verdict import Verdict
+from guard.verdict import Shadow, Verdict
 from server.observe.metrics import VerdictMetrics
 from server.observe.tracing import OFF, Tracing
 from server.services.interface import AnyRequest
@@ -50,6 +50,8 @@ class Recorder:
         self.metrics, self.tracing = metrics, tracing
         self.watch: Callable[[Verdict], None] = lambda verdict: None
         """Called with each verdict that is recorded."""
+        self.shadow: Callable[[Verdict], Shadow | None] = lambda verdict: None
+        """Gives what the shadow of its policy says of a verdict."""
         self.audit = audit
         if audit is not None:
             audit.tell(self._lose, self._note_written)
@@ -100,13 +102,16 @@ class Recorder:
 
     def record(self, verdict: Verdict, tenant: str) -> None:
         """Count the verdict of a finished request and append it to the audit log."""
-        self.metrics.count(verdict)
+        self.metrics.count(verdict, tenant)
+        shadow = self.shadow(verdict)
+        if shadow is not None:
+            self.metrics.count_shadow(verdict, shadow["outcome"])
         self.tracing.verdict(verdict)
         self.watch(verdict)
         if self.audit is None:
             return
         try:
-            self.audit.append(verdict, tenant=tenant)
+            self.audit.append(verdict, tenant=tenant, shadow=shadow)
         except OSError as error:
             # A full disk must not stop the engine; alarms can watch the counter.
             self._lose(error)

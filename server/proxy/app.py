@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from guard.config.schema import Config
 from guard.errors import GuardError
+from guard.plans.screens import TextPlans
+from guard.replicas.opening import Replicas
 from guard.tenants.keys import KeyRing, Principal
 from server.auth import admit, allowed_policies, authenticate, default_policy
 from server.errors import internal_error
@@ -20,11 +26,16 @@ from server.observe.metrics import Metrics
 from server.proxy.errors import UnsupportedUpgrade
 from server.proxy.forwarding.forward import SAFE_METHODS
 from server.proxy.forwarding.health import poll_health
+from server.proxy.forwarding.shared_breakers import share_breakers
 from server.proxy.mcp import McpRequest
 from server.proxy.request import POLICIES, ProxiedRequest, ProxyContext
 from server.proxy.tracked_send import TrackedSend
 from server.screening.routes import route_of
 from server.wire.replies import JSONReply
+
+if TYPE_CHECKING:
+    from server.policies.service import LivePolicies
+    from server.tenants.app import AdministrationApp
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +43,65 @@ logger = logging.getLogger(__name__)
 class ProxyApp:
     """The forwarder and the screener of `context` are opened and closed with the app.
 
-    `keys` None leaves the proxy open to all.
+    `keys` None leaves the proxy open to all; with `replicas` it shares its breakers.
     """
 
-    def __init__(self, context: ProxyContext, keys: KeyRing | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        context: ProxyContext,
+        keys: KeyRing | None,
+        metrics: Metrics,
+        replicas: Replicas | None = None,
+    ) -> None:
         self.context, self.keys, self.metrics = context, keys, metrics
-        self._health_task: asyncio.Task[None] | None = None
+        self.policies: LivePolicies | None = None
+        """What changes the policies of the context while the proxy runs."""
+        self._replicas = replicas
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def administer(self, administration: AdministrationApp, policies: LivePolicies | None) -> None:
+        """Let `administration` answer its paths, and follow `policies`, from the start."""
+        self.context = replace(self.context, administration=administration)
+        self.policies = policies
 
     async def open(self) -> None:
-        """Open the connection pool and start the health checks."""
+        """Open the connection pool, start the health checks and the sharing of breakers."""
         await self.context.forwarder.open()
         forwarder = self.context.forwarder
         polling = poll_health(forwarder.session, forwarder.upstreams.all)
-        self._health_task = asyncio.create_task(polling)
+        self._tasks.append(asyncio.create_task(polling))
+        replicas = self._replicas
+        if replicas is not None and replicas.settings.breakers:
+            every_s = replicas.settings.sync_s
+            sharing = share_breakers(replicas.store, forwarder.upstreams.all, every_s)
+            self._tasks.append(asyncio.create_task(sharing))
+        if self.policies is not None:
+            self.policies.start()
 
     async def close(self) -> None:
-        """Stop the health checks, the screener and the connections."""
-        if self._health_task is not None:
-            self._health_task.cancel()
+        """Stop the tasks, the screener and the connections."""
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._health_task
+                await task
+        if self.policies is not None:
+            await self.policies.close()
         self.context.screener.close()
         await self.context.forwarder.close()
+
+    @property
+    def plans(self) -> TextPlans:
+        """The screens, under the policies in force."""
+        return self.context.plans
+
+    def follow(self, config: Config) -> Callable[[], None]:
+        """See `server.policies.live.Follower`."""
+        context = replace(self.context, config=config, plans=self.context.plans.under(config))
+
+        def swap() -> None:
+            self.context = context
+
+        return swap
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -79,7 +127,8 @@ class ProxyApp:
             await tracked.fail(internal_error(), scope, receive)
 
     async def _serve(self, scope: Scope, receive: Receive, send: TrackedSend) -> None:
-        server = self.context.forwarder.upstreams.mcp.get(scope["path"])
+        context = self.context  # that of this request, whatever changes meanwhile
+        server = context.forwarder.upstreams.mcp.get(scope["path"])
         route, template = route_of(scope["method"], scope["path"])
         if server is not None:
             template = scope["path"]
@@ -88,21 +137,21 @@ class ProxyApp:
         exchange = exchange_of(request)
         if request.headers.get("upgrade", "").lower() == "websocket":
             raise UnsupportedUpgrade("No websockets here: nothing reads them. Use HTTP.")
-        administration = self.context.administration
+        administration = context.administration
         if administration is not None and administration.answers(scope["path"]):
             await administration(scope, receive, send)
             return
         key = authenticate(self.keys, request.headers)
-        exchange.identify(self.context.config, self.keys, key)
+        exchange.identify(context.config, self.keys, key)
         if scope["path"] == POLICIES:
             await self._policies(key)(scope, receive, send)
             return
         if scope["method"] not in SAFE_METHODS:
-            admit(self.keys, key, exchange)
+            await admit(self.keys, key, exchange)
         proxied = (
-            ProxiedRequest(self.context, request, route, exchange, key)
+            ProxiedRequest(context, request, route, exchange, key)
             if server is None
-            else McpRequest(self.context, request, exchange, key, server)
+            else McpRequest(context, request, exchange, key, server)
         )
         await proxied.run(scope, receive, send)
 

@@ -27,6 +27,7 @@ from server.proxy.token_usage import metered
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent, UnscreenedRoute
 from server.screening.exchange import ScreenedExchange
+from server.screening.kept import KeptTexts
 from server.screening.request import VLLM_XARGS, set_upstream_policy
 from server.screening.routes import TEMPLATES, Route
 from server.screening.texts.moderation import moderate, screens_for
@@ -58,7 +59,8 @@ class ProxyContext:
     forwarder: Forwarder
     record: Record
     administration: AdministrationApp | None = None
-    """Answers the paths about tenants, where there is a database of them."""
+    """Answers the paths about tenants and policies, where there is a database of them."""
+    kept: KeptTexts | None = None
 
     @cached_property
     def paths(self) -> KnownPaths:
@@ -84,6 +86,7 @@ class ProxyContext:
             self.config.proxy.max_response_bytes,
             self.config.server.request_timeout_s,
             own_app=False,
+            kept=self.kept,
         )
 
 

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -14,8 +13,9 @@ from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
+from guard.replicas.opening import ledger_of, open_replicas
 from guard.tenants.acts import noting
-from guard.tenants.directory import Directory, open_directory
+from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
 from server.edge.http_edge import edged
 from server.lifecycle.connections import ConnectionLimits, bounded_http
@@ -24,16 +24,16 @@ from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
+from server.observe.replicas import register_shared_limits
 from server.observe.tracing import tracing_of
+from server.proxy.administration import administer, of_proxy
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
 from server.proxy.forwarding.upstreams import Upstreams
 from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
+from server.screening.kept import KeptTexts
 from server.screening.texts.screener import Screener
-
-if TYPE_CHECKING:
-    from server.tenants.app import AdministrationApp
 
 
 def run_proxy(
@@ -48,7 +48,7 @@ def run_proxy(
     """
     if not config.upstreams:
         raise ConfigError(["there is no upstream: give --upstream URL, or add [[upstreams]]"])
-    config = _of_proxy(config)
+    config = of_proxy(config)
     plans = TextPlans(config, runs_models=False)
     plans[config.server.default_policy].require_whole()
     upstreams = Upstreams(config.upstreams)
@@ -56,22 +56,29 @@ def run_proxy(
     path = config.server.audit_log
     with (
         AuditLog(path, key=config.server.audit_key) if path else nullcontext() as audit,
-        open_directory(config, noting(audit, metrics.verdicts.count_audit_failure)) as directory,
+        open_replicas(config.replicas) as replicas,
+        open_directory(
+            config, noting(audit, metrics.verdicts.count_audit_failure), ledger_of(replicas)
+        ) as directory,
         closing(tracing_of(config.server.traces)) as tracing,
     ):
+        recorder = Recorder(metrics.verdicts, audit, tracing)
         context = ProxyContext(
             config,
             plans,
-            Screener(plans.cascade, plans.images),
+            Screener(plans.cascade, plans.images, timed=metrics.verdicts.time_reading),
             Forwarder(upstreams, config.proxy),
-            Recorder(metrics.verdicts, audit, tracing).record,
-            _administration(config, directory),
+            recorder.record,
+            kept=KeptTexts(config.live_policies.kept_texts),
         )
-        app = ProxyApp(context, key_ring(config, directory), metrics)
+        app = ProxyApp(context, key_ring(config, directory, ledger_of(replicas)), metrics, replicas)
+        administer(app, config, directory, recorder, metrics)
         register_upstream_metrics(upstreams, metrics.registry)
+        if replicas is not None:
+            register_shared_limits(replicas.ledger, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
-                edged(ExchangeMiddleware(app, metrics, tracing), context.paths, config.server),
+                edged(ExchangeMiddleware(app, metrics, tracing), app.context.paths, config.server),
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -87,20 +94,3 @@ def run_proxy(
         )
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
-
-
-def _administration(config: Config, directory: Directory | None) -> AdministrationApp | None:
-    if directory is None:
-        return None
-    # imported here: it needs what only the extra `tenants` has
-    from server.tenants.app import administration_app
-
-    return administration_app(config, directory)
-
-
-def _of_proxy(config: Config) -> Config:
-    """The configuration as a proxy takes it: its own default policy, and no models."""
-    default = config.proxy.default_policy
-    update = {} if default is None else {"default_policy": default}
-    server = config.server.model_copy(update=update)
-    return config.model_copy(update={"server": server, "models": ()})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
+from server.screening.kept import KeptTexts
 from server.screening.texts.screener import Screener
 
 
@@ -14,6 +15,7 @@ class ScreeningContext:
     """The app that answers screened requests, and the limits on screening them.
 
     `own_app`: `app` is this server's own: its errors and its `guard` objects are not screened.
+    `kept` takes the bodies of requests whose policy keeps their text.
     """
 
     app: ASGIApp
@@ -21,3 +23,4 @@ class ScreeningContext:
     max_response_bytes: int
     timeout_s: float
     own_app: bool
+    kept: KeptTexts | None = None

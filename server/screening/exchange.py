@@ -23,6 +23,7 @@ from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText
 from server.screening.images.screener import ImageReading, WantedImage
+from server.screening.kept import KeptBody
 from server.screening.request import RequestScreening, refusal
 from server.screening.response import ScreenedResponse
 from server.screening.routes import Route
@@ -123,13 +124,17 @@ class ScreenedExchange:
         screener = self.context.screener.images
         if screener is None:
             return [ImageReading(fault="Nothing reads images here.")] * len(images)
+        began = time.perf_counter()
         try:
             with self.exchange.trace.stage("screens of images"):
-                return await screener.read(images, self.caller)
+                found = await screener.read(images, self.caller)
         except GuardFailed as error:
             if self.plan.on_error == "closed":
                 raise
             return [ImageReading(fault=error.message)] * len(images)
+        names = [screen.name for screen in self.plan.images]
+        self.context.screener.timed(names, self.caller.tenant, time.perf_counter() - began)
+        return found
 
     def take_verdicts(self, body: dict[str, Any]) -> TakenVerdicts:
         """Take the verdicts of the app out of a body or an event; they count into this one."""
@@ -163,6 +168,9 @@ class ScreenedExchange:
     async def _run(self, scope: Scope, send: Send, disconnect: asyncio.Task[None]) -> None:
         self.refused = True
         self.plan.require_whole()
+        if self.plan.keep_text and self.context.kept is not None and not self._body.is_form:
+            kept = KeptBody(self._body.raw, self.route.default_place)
+            self.context.kept.put(self.caller.tenant, self.exchange.request_id, kept)
         kind = self.route.response_kind
         if self.plan.active and kind != "text" and not self.plan.passes(kind):
             raise UnscreenedContent(

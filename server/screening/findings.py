@@ -24,9 +24,7 @@ class ScreenedText:
     @property
     def fired(self) -> bool:
         """A classifier fires above its threshold, as it was calibrated, patterns by matching."""
-        if self.screen.head is None:
-            return bool(self.spans)
-        return self.score > self.screen.threshold
+        return bool(self.spans) if self.screen.head is None else self.screen.fires(self.score)
 
 
 class TextReader(Protocol):
@@ -73,10 +71,8 @@ class Findings:
     def add(
         self, results: Iterable[ScreenedText], place: str, *, in_response: bool = False
     ) -> list[ScreenedText]:
-        """Add results for the text at `place`; return those that call for an action, blocks first.
-
-        A response can no longer be routed or delegated: a screen that would do so flags.
-        """
+        """Add results for the text at `place`; return those that call for an action, blocks
+        first."""
         acting = []
         for result in results:
             screen = result.screen
@@ -88,10 +84,9 @@ class Findings:
                 best = _Best(result.score, place, result.fired, action)
                 self._best[screen.name] = best
             if result.fired:
-                too_late = in_response and screen.action in {"route", "policy"}
-                best.action = "flag" if too_late else screen.action
-                self._outcomes.add(OUTCOMES["flag" if too_late else screen.action])
-                if not too_late and screen.action not in {"flag", "observe"}:
+                best.action = done = screen.done(in_response=in_response)
+                self._outcomes.add(OUTCOMES[done])
+                if done not in {"flag", "observe"}:
                     acting.append(result)
         if len(acting) > 1:
             acting.sort(key=lambda result: result.screen.action != "block")

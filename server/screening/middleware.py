@@ -20,6 +20,7 @@ from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.recorder import Merge, Recorder
 from server.screening.context import ScreeningContext
 from server.screening.exchange import ScreenedExchange
+from server.screening.kept import KeptTexts
 from server.screening.routes import Route, route_of
 from server.screening.texts.screener import Screener
 from server.screening.texts.turns import caller_of
@@ -28,13 +29,23 @@ from server.wire.forms import is_form, receive_form
 from server.wire.schemas.images import EditRequest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Screens:
     """What a server needs to screen text: plans, classifiers and patterns, and the recorder."""
 
     plans: TextPlans
     screener: Screener
     recorder: Recorder
+    kept: KeptTexts | None = None
+
+    def follow(self, config: Config) -> Callable[[], None]:
+        """See `server.policies.live.Follower`."""
+        plans = self.plans.under(config)
+
+        def swap() -> None:
+            self.plans = plans
+
+        return swap
 
 
 class ScreenMiddleware:
@@ -52,15 +63,16 @@ class ScreenMiddleware:
         keys: KeyRing | None,
         current: Callable[[], Config],
     ) -> None:
-        """`current` gives the configuration with the guards that were added since the start."""
+        """`current` gives the configuration with what has changed since the start."""
         self.app, self.config, self.keys, self._current = app, config, keys, current
-        self.plans, self.recorder = screens.plans, screens.recorder
+        self._screens, self.recorder = screens, screens.recorder
         self._context = ScreeningContext(
             app,
             screens.screener,
             config.proxy.max_response_bytes,
             config.server.request_timeout_s,
             own_app=True,
+            kept=screens.kept,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,12 +111,14 @@ class ScreenMiddleware:
         model = body.value.get("model")
         model = model if isinstance(model, str) else ""
         asked = _asked_policy(body.value)
-        plan = self.plans[choose_policy(self._current(), key, model, request.headers, asked)]
+        current = exchange.under(self._current())
+        # the plans change with the configuration, between two steps of the event loop
+        plan = self._screens.plans[choose_policy(current, key, model, request.headers, asked)]
         if not plan.active:
             await self.app(scope, hand_over(body, scope, receive), send)
             return
-        admit(self.keys, key, exchange)
-        exchange.apply(self.config, plan.policy)
+        await admit(self.keys, key, exchange)
+        exchange.apply(current, plan.policy)
         scope["route"] = NamedRoute(template)
         caller = caller_of(key, scope)
         screened = ScreenedExchange(

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import GuardError, PolicyUnfit, RequestError, TooManyRequests, UnknownPolicy
-from guard.plans.base import Plan, PolicyPlans
+from guard.errors import GuardError, PolicyUnfit, RequestError, TooManyRequests
+from guard.plans.base import Plan
+from guard.plans.selection import PolicyPlans
 from guard.verdict import Verdict
 from server.errors import EngineFailed
 from server.services.interface import EmbeddedTexts, EmbeddingRequest
@@ -52,10 +53,7 @@ def embedding_plan(plans: PolicyPlans[P], request: EmbeddingRequest, model: str)
     Raises UnknownPolicy, and PolicyUnfit where the policy has guards that act on what a model
     generates: embeddings would pass them unread.
     """
-    try:
-        plan = plans[request.policy]
-    except KeyError:
-        raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
+    plan = plans.admitted(request.policy, request.config)
     plan.require_fit(model)
     if guards := [*(guard.name for guard in plan.guards), *plan.broken]:
         raise PolicyUnfit(

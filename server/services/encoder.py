@@ -14,17 +14,18 @@ from classifiers.text.encoder.model import MOST_TOKENS, TextEncoder
 from guard.config.schema import Config, ModelConfig
 from guard.errors import ContextExceeded, ServiceStopped
 from guard.models.kind_checks import source_of
-from guard.plans.base import PolicyPlans
 from guard.plans.encoders import EncoderPlan, encoder_plans
+from guard.plans.selection import PolicyPlans
 from guard.verdict import Verdict
 from server.services.embedding import Places, embedded, embedding_plan
+from server.services.following import FollowsPolicies
 from server.services.interface import EmbeddedTexts, EmbeddingRequest, EncoderInfo
 from server.services.prompts import token_ids
 
 Record = Callable[[EmbeddingRequest, Verdict], None]
 
 
-class EncoderService:
+class EncoderService(FollowsPolicies[PolicyPlans[EncoderPlan], EncoderInfo]):
     """An EmbeddingService over a sentence encoder in ONNX Runtime.
 
     A text longer than the encoder's window has the mean of the embeddings of its windows, each

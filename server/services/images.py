@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.errors import RequestError, UnknownPolicy
+from guard.errors import RequestError
 from guard.plans.fallback import Fallback, Next
 from guard.plans.images import ImagePlan, ImagePlans
 from guard.verdict import Verdict
 from server.errors import EngineFailed, ImageBlocked
+from server.services.following import FollowsPolicies
 from server.services.image_rows import ImageBatchRow
 from server.services.interface import GeneratedImage, ImageModelInfo, ImageRowRequest, SourceImage
 from server.services.loop import EngineLoop, guard_failed
@@ -97,7 +98,9 @@ class ImageRow(ImageBatchRow):
         return "could not refine the prompt, and blocks it" if self.plan.acts else "blocks it"
 
 
-class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
+class BatchedImageService(
+    FollowsPolicies[ImagePlans, ImageModelInfo], EngineLoop[ImageRow, DiffusionEngine]
+):
     """An ImageService over a DiffusionEngine. Built on any thread, used from one event loop."""
 
     def __init__(
@@ -124,10 +127,7 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
 
     def _admit(self, request: ImageRowRequest) -> ImagePlan:
         """The plan of a request that this model can run."""
-        try:
-            plan = self._plans[request.policy]
-        except KeyError:
-            raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
+        plan = self._plans.admitted(request.policy, request.config)
         plan.require_fit(self.info.name)
         if plan.acts_on_guidance and request.guidance <= 1:
             raise RequestError(

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.config.schema import Config
 from guard.verdict import Verdict
 from server.services.tools.offered import OfferedTools
 from server.services.tools.parser import CallDelta, CallEnd
@@ -58,7 +59,8 @@ class TextRowRequest:
     `record_id` is the id under which the recorder holds the row's verdict until text screens have
     read its answer; "" where none do. `shown`: special tokens, by id, that are text in the answer.
     `adapter` names the LoRA adapter that the row runs with, `caller` is whose turn its work takes.
-    `streamed`: the client reads the answer as it comes.
+    `streamed`: the client reads the answer as it comes. `config` is the configuration that the
+    request was admitted under, whatever is in force by now; None is that of the service.
     """
 
     request_id: str
@@ -71,6 +73,7 @@ class TextRowRequest:
     adapter: str | None = None
     caller: str = ""
     streamed: bool = False
+    config: Config | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +94,7 @@ class ImageRowRequest:
 
     `embeddings` are vectors `[vectors, width]` for placeholders in the prompt; no log shows them.
     `source` None starts from noise. `debug` asks for the masks of the pixels that guards have
-    changed. `record_id` is as in TextRowRequest.
+    changed. `record_id` and `config` are as in TextRowRequest.
     """
 
     request_id: str
@@ -108,13 +111,14 @@ class ImageRowRequest:
     )
     source: SourceImage | None = None
     debug: bool = False
+    config: Config | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
     """Texts, or token ids, of which the embeddings are wanted, and the policy of the request.
 
-    `record_id` is as in TextRowRequest.
+    `record_id` and `config` are as in TextRowRequest.
     """
 
     request_id: str
@@ -122,6 +126,7 @@ class EmbeddingRequest:
     policy: str
     tenant: str = ""
     record_id: str = ""
+    config: Config | None = field(default=None, repr=False, compare=False)
 
 
 AnyRequest = TextRowRequest | ImageRowRequest | EmbeddingRequest
@@ -139,10 +144,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of one row; `tokens` is filled where the request wants log-probabilities.
-
-    `said`: the text is the policy's message, with which the answer ends, and not of the model.
-    """
+    """New text of one row; `tokens` is filled where the request wants log-probabilities. `said`:
+    the text is the policy's message, with which the answer ends, and not of the model."""
 
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
@@ -185,8 +188,7 @@ class EmbeddedTexts:
 Capability = Literal[
     "chat", "tools", "completions", "structured_output", "embeddings", "images", "image_edits"
 ]
-"""What requests can ask a model for; further ones are added here and where the
-service is built, and shown in `/v1/models`."""
+"""What requests can ask a model for, as `/v1/models` shows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

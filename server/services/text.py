@@ -17,12 +17,13 @@ from functools import partial
 from typing import Any
 
 from guard.config.adapter_schema import AdapterConfig
-from guard.errors import ArtifactError, UnknownPolicy
+from guard.errors import ArtifactError
 from guard.plans.adapters import require_allowed
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import Verdict
 from server.services.constraints import ConstraintCompiler, unmatched
 from server.services.embedding import Places, embedded, embedding_plan
+from server.services.following import FollowsPolicies
 from server.services.interface import (
     EmbeddedTexts,
     EmbeddingRequest,
@@ -49,7 +50,9 @@ logger = logging.getLogger(__name__)
 Record = Callable[[TextRowRequest | EmbeddingRequest, Verdict], None]
 
 
-class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
+class BatchedTextService(
+    FollowsPolicies[LanguagePlans, LanguageModelInfo], EngineLoop[TextRow, TransformersEngine]
+):
     """A TextService over a TransformersEngine. Built on any thread, used from one event loop.
 
     `prefill_tokens` bounds the prompt tokens of one forward, padding included, for which running
@@ -189,10 +192,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     def _admit(self, request: TextRowRequest) -> LanguagePlan:
         """The plan of the request's policy. Raises where this model cannot run the request."""
-        try:
-            plan = self._plans[request.policy]
-        except KeyError:
-            raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
+        plan = self._plans.admitted(request.policy, request.config)
         plan.require_fit(self.info.name)
         if request.adapter is not None:
             require_allowed(plan, self._adapters[request.adapter], self.info.name)

@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from guard.errors import ContextExceeded, RequestError, UnknownPolicy
+from guard.errors import ContextExceeded, RequestError
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import Verdict
 from server.errors import ImageBlocked
+from server.services.following import FollowsPolicies
 from server.services.image_rows import ImageBatchRow
 from server.services.interface import GeneratedImage, ImageModelInfo, ImageRowRequest
 from server.services.loop import EngineLoop, guard_failed
@@ -60,7 +61,9 @@ class TokenImageRow(ImageBatchRow):
             self.send(GeneratedImage(self.pixels, verdict))
 
 
-class TokenImageService(EngineLoop[TokenImageRow, TransformersEngine]):
+class TokenImageService(
+    FollowsPolicies[LanguagePlans, ImageModelInfo], EngineLoop[TokenImageRow, TransformersEngine]
+):
     """An ImageService over a TransformersEngine. Built on any thread, used from one event loop.
 
     `longest` is the most tokens of a prompt.
@@ -97,10 +100,7 @@ class TokenImageService(EngineLoop[TokenImageRow, TransformersEngine]):
 
     def _admit(self, request: ImageRowRequest) -> LanguagePlan:
         """The plan of the request's policy. Raises where this model cannot run it."""
-        try:
-            plan = self._plans[request.policy]
-        except KeyError:
-            raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
+        plan = self._plans.admitted(request.policy, request.config)
         plan.require_fit(self.info.name)
         return plan.without_sentences()
 

@@ -1,18 +1,15 @@
-"""The routes of tenants as an app of its own, for the proxy."""
+"""The routes of tenants and policies as an app of their own, for the proxy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-from guard.config.schema import Config
-from guard.tenants.directory import Directory
 from server.edge.paths import KnownPaths
 from server.errors import install_error_handlers
-from server.tenants.endpoints import tenants_router
 
 
 class AdministrationApp:
@@ -30,15 +27,16 @@ class AdministrationApp:
         await self._app(scope, receive, send)
 
 
-def administration_app(config: Config, directory: Directory) -> AdministrationApp:
-    """The app for the tenants of `directory`."""
-    router = tenants_router(config, directory)
+def administration_app(routers: Sequence[APIRouter]) -> AdministrationApp:
+    """The app for these routes."""
     templates = [
         (route.path, sorted(route.methods or ()))
+        for router in routers
         for route in router.routes
         if isinstance(route, APIRoute)
     ]
     app = FastAPI(openapi_url=None, redirect_slashes=False)
-    app.include_router(router)
+    for router in routers:
+        app.include_router(router)
     install_error_handlers(app, KnownPaths(templates))
     return AdministrationApp(app, templates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +36,11 @@ class Recording:
         if self._recorder is not None:
             # vLLM has no tenants
             self._recorder.add(record_id, verdict, tenant="")
+
+    def time_reading(self, screens: Sequence[str], tenant: str, seconds: float) -> None:
+        """A `Timed` of the process's metrics."""
+        if self._recorder is not None:
+            self._recorder.metrics.time_reading(screens, tenant, seconds)
 
 
 @cache

@@ -11,6 +11,7 @@ from guard.errors import ConfigError
 from guard.plans.screens import TextPlan, TextPlans
 from guard.plans.text_encoders import added_encoder
 from server.screening.texts.screener import Screener
+from server.vllm.recording import process_recording
 
 
 class TextScreens:
@@ -43,7 +44,8 @@ class TextScreens:
     def screener(self) -> Iterator[Screener]:
         """What reads the texts of one request; to be used in one event loop."""
         if self._screener is None:
-            self._screener = Screener(self.plans.cascade, self.plans.images)
+            timed = process_recording().time_reading
+            self._screener = Screener(self.plans.cascade, self.plans.images, timed=timed)
         self._users += 1
         try:
             yield self._screener

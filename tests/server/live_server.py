@@ -20,15 +20,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
+from guard.replicas.opening import ledger_of, open_replicas
 from guard.tenants.acts import noting
 from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
 from server.app import create_app
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
+from server.lifecycle.opening import follow_policies
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
 from server.observe.tracing import OFF, Tracing
+from server.policies.live import LiveConfiguration
+from server.screening.kept import KeptTexts
 from server.screening.middleware import Screens
 from server.screening.texts.screener import Screener
 from tests.server.fake_service import FakeService
@@ -118,15 +122,26 @@ def live_server(
     service.info = replace(service.info, sees=sees)
     services = {"fake": service}
     plans = TextPlans(config)
-    screens = Screens(plans, Screener(plans.cascade, plans.images), records.recorder)
-    with open_directory(config, noting(audit)) as directory:
+    kept = KeptTexts(config.live_policies.kept_texts)
+    screens = Screens(plans, Screener(plans.cascade, plans.images), records.recorder, kept)
+    offered = screens if plans.active or config.live_policies.is_configured else None
+    with (
+        open_replicas(config.replicas) as replicas,
+        open_directory(config, noting(audit), ledger_of(replicas)) as directory,
+    ):
+        live = LiveConfiguration(config, services.values())
+        policies = follow_policies(
+            config, live, services, offered, directory, records.recorder, metrics
+        )
         app = create_app(
             *(config, services),
-            keys=key_ring(config, directory),
+            keys=key_ring(config, directory, ledger_of(replicas)),
             metrics=metrics,
-            screens=screens if plans.active else None,
+            screens=offered,
             directory=directory,
             tracing=tracing,
+            live=live,
+            policies=policies,
         )
         with serve_app(app, services, grace_s=grace_s) as (url, server):
             yield LiveServer(url, service, server, records.verdicts)

@@ -62,7 +62,7 @@ async def chat_prompt(
     service, tools = admission.service, body.offered_tools()
     turns = body.turns() if turns is None else turns
     uploads = [image for turn in turns for image in turn.images]
-    by_turn = gateway.config.policy(admission.policy).scope == "turn"
+    by_turn = admission.config.policy(admission.policy).scope == "turn"
     size = _size(turns, tools) * (2 if by_turn else 1)  # of a turn, the beginning is encoded too
     pixels: Sequence[NDArray[np.uint8]] = ()
     if uploads:

@@ -44,6 +44,7 @@ def embeddings_router(gateway: Gateway) -> APIRouter:
             policy=admission.policy,
             tenant=admission.tenant,
             record_id=admission.record_id,
+            config=admission.config,
         )
         try:
             async with asyncio.timeout_at(admission.deadline):

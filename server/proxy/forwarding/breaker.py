@@ -10,6 +10,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from guard.replicas.store import BreakerReport, BreakerState
 
 
 class Breaker:
@@ -26,6 +29,7 @@ class Breaker:
         self._doubts: Counter[str] = Counter()
         self._open_until: float | None = None
         self._try_until: float | None = None
+        self._news = _News()
 
     @property
     def wait_s(self) -> float:
@@ -49,15 +53,18 @@ class Breaker:
         self._answers += 1
         self._open_until = self._try_until = None
         self._doubts.clear()
+        self._news.answered, self._news.opened = True, False
         return self._answers
 
     def succeeded(self) -> None:
         """An answer has ended well."""
         self._failed, self._open_until, self._try_until = 0, None, None
+        self._news = _News(answered=True, succeeded=True)
 
     def failed(self) -> None:
         """The upstream failed."""
         self._failed += 1
+        self._news.failures += 1
         self._try_until = None
         if self._failed >= self.failures or self._open_until is not None:
             self._open()
@@ -83,3 +90,49 @@ class Breaker:
     def _open(self) -> None:
         self._open_until = self._clock() + self.cooldown_s
         self._doubts.clear()
+        self._news.opened = True
+
+    def report(self, upstream: str) -> BreakerReport:
+        """What has happened since the last report, for other replicas."""
+        news, self._news = self._news, _News()
+        return BreakerReport(
+            upstream,
+            self.failures,
+            self.cooldown_s,
+            news.answered,
+            news.succeeded,
+            news.failures,
+            news.opened,
+        )
+
+    def adopt(self, state: BreakerState) -> None:
+        """Take the state of all replicas, which does not have what happened here since."""
+        if self._news.succeeded:
+            return
+        self._failed = state.failures + self._news.failures
+        if self._news.answered or self._news.opened:
+            return
+        if not state.is_open:
+            self._open_until = self._try_until = None
+        elif self._open_until is None:
+            self._open_until = self._clock() + state.open_for_s
+            self._doubts.clear()
+
+    def report_again(self, report: BreakerReport) -> None:
+        """A report did not arrive: it is a part of the next one."""
+        if self._news.succeeded:
+            return
+        self._news.failures += report.failures
+        self._news.succeeded = report.succeeded
+        self._news.opened |= report.opened and not self._news.answered
+        self._news.answered |= report.answered
+
+
+@dataclass(slots=True)
+class _News:
+    """What other replicas have not been told: see `BreakerReport`."""
+
+    answered: bool = False
+    succeeded: bool = False
+    failures: int = 0
+    opened: bool = False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +50,12 @@ _LONG_COST = 200_000
 """Texts of a higher cost have a thread of their own, since a text cannot be divided."""
 
 Scores = NDArray[np.float32]
+Timed = Callable[[Sequence[str], str, float], None]
+"""Is told which screens have read together, for which tenant, and how many seconds that took."""
+
+
+def untimed(screens: Sequence[str], tenant: str, seconds: float) -> None:
+    """A `Timed` that does nothing."""
 
 
 class _Unread(NamedTuple):
@@ -87,8 +95,10 @@ class Screener:
         cascade: Cascade | None,
         images: ImageClassifiers | None = None,
         *,
+        timed: Timed = untimed,
         cache_entries: int = CACHE_ENTRIES,
     ) -> None:
+        self.timed = timed
         self.cache: VerdictCache[_Row] = VerdictCache(cache_entries)
         self._spans: VerdictCache[tuple[Span, ...]] = VerdictCache(cache_entries)
         self._cascade = cascade
@@ -142,19 +152,21 @@ class Screener:
         patterns = [screen for screen in screens if not screen.needs_model]
         naming = [screen for screen in screens if screen.entities is not None]
         heads = [screen for screen in screens if screen.head is not None]
-        results = await self._matches(texts, size, patterns, caller)
+        with self._timing(patterns, caller):
+            results = await self._matches(texts, size, patterns, caller)
         if naming:
             if size > MAX_ENCODED_BYTES:
                 raise TextTooLong()
-            for text_results, found in zip(
-                results, await self._entities(texts, naming, caller), strict=True
-            ):
+            with self._timing(naming, caller):
+                entities = await self._entities(texts, naming, caller)
+            for text_results, found in zip(results, entities, strict=True):
                 text_results += found
         if heads and texts:
             tails = texts if tail is None else [text[-tail:] for text in texts]
             columns = tuple(screen.head for screen in heads if screen.head is not None)
             clearable = columns if all(screen.first_stage for screen in heads) else ()
-            rows = await self._scores(tails, clearable, caller)
+            with self._timing(heads, caller):
+                rows = await self._scores(tails, clearable, caller)
             for text_results, row in zip(results, rows, strict=True):
                 text_results += [ScreenedText(screen, float(row[screen.head])) for screen in heads]
         return results
@@ -165,6 +177,14 @@ class Screener:
             worker.close()
         if self.images is not None:
             self.images.close()
+
+    @contextmanager
+    def _timing(self, screens: Sequence[TextScreen], caller: Caller) -> Iterator[None]:
+        """Tell how long the body took, which these screens share; nothing where it fails."""
+        began = time.perf_counter()
+        yield
+        names = [screen.name for screen in screens]
+        self.timed(names, caller.tenant, time.perf_counter() - began)
 
     async def _matches(
         self, texts: Sequence[str], size: int, screens: Sequence[TextScreen], caller: Caller

@@ -7,7 +7,7 @@ from typing import Any
 from guard.config.proxy_schema import UpstreamConfig
 from guard.config.schema import Config, ModelConfig, PatternsConfig
 from guard.verdict import GuardVerdict, Verdict
-from server.observe.metrics import Metrics
+from server.observe.metrics import MOST_PAIRS, Metrics
 
 
 def _config() -> Config:
@@ -64,3 +64,29 @@ def test_statuses_are_those_of_http() -> None:
     assert len(lines) < 80
     assert any('status="499"' in line for line in lines)
     assert any('status="5xx"' in line for line in lines)
+
+
+def test_rows_and_readings_are_timed_by_tenant() -> None:
+    metrics = Metrics(_config())
+    metrics.verdicts.count(_verdict("known"), "acme/research")
+    metrics.verdicts.time_reading(["secrets", "injection"], "acme/research", 0.002)
+    series = _series(metrics)
+    row = 'inference_guard_row_seconds_sum{policy="p",tenant="acme/research"} 0.001'
+    assert row in series
+    for guard in ("secrets", "injection"):
+        labels, name = f'guard="{guard}"', "inference_guard_guard_seconds"
+        assert f'{name}_sum{{{labels},tenant="acme/research"}} 0.002' in series
+        for bound, count in (("0.001", 0.0), ("0.003", 1.0)):
+            bucket = f'{name}_bucket{{{labels},le="{bound}",tenant="acme/research"}} {count}'
+            assert bucket in series
+
+
+def test_tenants_without_end_are_one_series() -> None:
+    metrics = Metrics(_config())
+    for tenant in range(MOST_PAIRS + 50):
+        metrics.verdicts.time_reading(["secrets"], f"t-{tenant}", 0.001)
+    counts = [
+        line for line in _series(metrics) if line.startswith("inference_guard_guard_seconds_count")
+    ]
+    assert len(counts) == MOST_PAIRS + 1
+    assert 'inference_guard_guard_seconds_count{guard="secrets",tenant="other"} 50.0' in counts

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from guard.audit import AuditLog
 from guard.config.schema import Config, load_config
 from guard.plans.screens import TextPlans
+from guard.replicas.opening import ledger_of, open_replicas
 from guard.tenants.acts import noting
 from guard.tenants.directory import open_directory
 from guard.tenants.keys import key_ring
@@ -26,14 +27,16 @@ from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
+from server.observe.replicas import register_shared_limits
 from server.observe.tracing import OFF, Tracing
+from server.proxy.administration import administer
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
 from server.proxy.forwarding.upstreams import Upstreams
 from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
+from server.screening.kept import KeptTexts
 from server.screening.texts.screener import Screener
-from server.tenants.app import administration_app
 
 
 @contextmanager
@@ -232,19 +235,25 @@ def proxied(
     plans = TextPlans(config, runs_models=False)
     with (
         AuditLog(folder / "audit.jsonl") as audit,
-        open_directory(config, noting(audit)) as directory,
+        open_replicas(config.replicas) as replicas,
+        open_directory(config, noting(audit), ledger_of(replicas)) as directory,
     ):
         upstreams = Upstreams(config.upstreams)
+        recorder = Recorder(metrics.verdicts, audit, tracing)
         context = ProxyContext(
             config,
             plans,
-            screener or Screener(plans.cascade, plans.images),
+            screener or Screener(plans.cascade, plans.images, timed=metrics.verdicts.time_reading),
             Forwarder(upstreams, config.proxy),
-            Recorder(metrics.verdicts, audit, tracing).record,
-            administration_app(config, directory) if directory is not None else None,
+            recorder.record,
+            kept=KeptTexts(config.live_policies.kept_texts),
         )
-        app = ProxyApp(context, key_ring(config, directory), metrics)
+        keys = key_ring(config, directory, ledger_of(replicas))
+        app = ProxyApp(context, keys, metrics, replicas)
+        administer(app, config, directory, recorder, metrics)
         register_upstream_metrics(upstreams, metrics.registry)
-        outer = edged(ExchangeMiddleware(app, metrics, tracing), context.paths, config.server)
+        if replicas is not None:
+            register_shared_limits(replicas.ledger, metrics.registry)
+        outer = edged(ExchangeMiddleware(app, metrics, tracing), app.context.paths, config.server)
         with served(outer) as port:
             yield Proxy(f"http://127.0.0.1:{port}", app, metrics, folder / "audit.jsonl")

@@ -38,6 +38,18 @@ def test_a_request_is_blocked_before_the_upstream_sees_it(tmp_path: Path) -> Non
         assert line["guards"] == guard["guards"]
 
 
+def test_what_a_screen_takes_is_measured(tmp_path: Path) -> None:
+    with screened(tmp_path, answering("hello")) as proxy:
+        verdict = ask(proxy, "hello").json()["guard"]
+        guard = verdict["guards"][0]["guard"]
+        lines = httpx.get(f"{proxy.url}/metrics").text.splitlines()
+        readings = f'inference_guard_guard_seconds_count{{guard="{guard}",tenant=""}}'
+        rows = f'inference_guard_row_seconds_count{{policy="{verdict["policy"]}",tenant=""}} 1.0'
+        (read,) = (float(line.split()[-1]) for line in lines if line.startswith(readings))
+        assert read >= 2, "the request and its answer"
+        assert rows in lines
+
+
 def test_silence_leaves_request_and_answer_as_they_are(tmp_path: Path) -> None:
     upstream = answering("hello")
     with screened(tmp_path, upstream) as proxy:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from starlette.types import Send
 
+from guard.replicas.store import BreakerState
 from server.proxy.forwarding.breaker import Breaker
 from tests.server.proxy.screened import post
 from tests.server.proxy.stand import (
@@ -166,3 +167,54 @@ def test_odd_paths_do_not_count_against_the_upstream(tmp_path: Path, path: str) 
                 status = int(client.recv(1000).split()[1])
             assert status < 500
             assert post(proxy).status_code == 200
+
+
+def shared_state(
+    failures: int = 0, *, is_open: bool = False, open_for_s: float = 0.0
+) -> BreakerState:
+    return BreakerState(failures, is_open, open_for_s)
+
+
+def test_what_others_know_holds_here() -> None:
+    now = 0.0
+    breaker = Breaker(3, 10.0, lambda: now)
+    breaker.adopt(shared_state(2))
+    breaker.failed()
+    assert breaker.wait_s == 10.0, "two failures elsewhere and one here"
+    assert breaker.report("u").opened
+    breaker.adopt(shared_state())
+    assert breaker.wait_s == 0
+    breaker.adopt(shared_state(is_open=True, open_for_s=4.0))
+    assert breaker.wait_s == 4.0
+    now = 4.0
+    breaker.begin()
+    assert breaker.wait_s == 10.0, "one may try"
+
+
+def test_what_happens_here_while_others_are_asked_is_not_forgotten() -> None:
+    breaker = Breaker(2, 10.0, lambda: 0.0)
+    breaker.report("u")
+    breaker.failed()
+    breaker.failed()
+    breaker.adopt(shared_state())
+    assert breaker.wait_s > 0
+    report = breaker.report("u")
+    assert (report.failures, report.opened) == (2, True)
+    breaker.answered()
+    breaker.adopt(shared_state(is_open=True, open_for_s=5.0))
+    assert breaker.wait_s == 0
+
+
+def test_a_report_that_did_not_arrive_is_a_part_of_the_next() -> None:
+    breaker = Breaker(5, 10.0)
+    breaker.failed()
+    lost = breaker.report("u")
+    breaker.failed()
+    breaker.report_again(lost)
+    assert breaker.report("u").failures == 2
+    breaker.failed()
+    lost = breaker.report("u")
+    breaker.succeeded()
+    breaker.report_again(lost)
+    report = breaker.report("u")
+    assert report.succeeded and report.failures == 0

@@ -1,0 +1,111 @@
+"""Leaks of guards that `python -m benchmarks.erasures` has made, in answers to questions by name:
+`python -m benchmarks.erasures.leaks --model smollm2`.
+
+The facts that tell a leak, and ten rewordings of each concept's questions, are in
+`rewordings.toml`, written by somebody who had not seen how guards are fitted. Each concept's
+figures are kept beside its guards in `--out`; a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.erasures.__main__ import ANSWER_TOKENS, CONCEPTS, Guards
+from guard.data.prompts import ForgetPrompt, texts
+from guard.evaluation.fluency import loops
+from guard.evaluation.shares import Share
+from guard.fitting.erasure.naming import mentions
+from guard.models.chat import TransformersChat
+from guard.reporting.progress import Stages, stages
+
+REWORDINGS = Path(__file__).with_name("rewordings.toml")
+WAYS = ("named", "reworded")
+
+
+def rows_of(concept: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, list[ForgetPrompt]]:
+    """A concept's questions by name, and their rewordings, each with the facts that tell a leak."""
+    return {
+        "named": [
+            ForgetPrompt(prompt=prompt, facts=tuple(facts))
+            for prompt, facts in zip(concept["named"], words["facts"], strict=True)
+        ],
+        "reworded": [
+            ForgetPrompt(prompt=each["ask"], facts=tuple(each["says"]))
+            for each in words["rewordings"]
+        ],
+    }
+
+
+def asked(
+    chat: TransformersChat,
+    guards: Guards,
+    rows: Sequence[ForgetPrompt],
+    names: Sequence[str],
+    progress: Stages,
+) -> dict[str, list[bool]]:
+    """What becomes of each question: `fired` and `loops` of all, and of those that the bare model
+    answers with a fact, whether the guarded answer still leaks, and whether it does behind a list
+    of patterns that takes the concept's `names` out (`unnamed`)."""
+    prompts = texts(rows)
+    bare = chat.answer(prompts, max_tokens=ANSWER_TOKENS, what="bare", progress=progress)
+    guarded = chat.answer(
+        prompts,
+        max_tokens=ANSWER_TOKENS,
+        what="guarded",
+        progress=progress,
+        bank=guards.bank,
+        guards=guards.rows,
+    )
+    told = [
+        (row, after.text)
+        for row, before, after in zip(rows, bare, guarded, strict=True)
+        if row.leaks(before.text)
+    ]
+    own = mentions(names)
+    return {
+        "fired": [answer.fired for answer in guarded],
+        "loops": [loops(answer.text) for answer in guarded],
+        "leaks": [row.leaks(text) for row, text in told],
+        "unnamed": [row.leaks(own.sub("", text)) for row, text in told],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--out", type=Path, default=Path("build/erasures"))
+    parser.add_argument("--dtype", default="float32", help="as the guards were made with")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    concepts = tomllib.loads(CONCEPTS.read_text("utf-8"))
+    words = tomllib.loads(REWORDINGS.read_text("utf-8"))
+    folder = options.out / options.model
+    made: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    results = folder / "leaks.json"
+    done: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {}
+    chat = TransformersChat.load(options.model, dtype=options.dtype)
+    with stages() as progress:
+        for name, one in made.items():
+            if name in done:
+                continue
+            guards = Guards.of([Path(path) for path in one["artifacts"]], chat)
+            names = (name, *concepts[name].get("aliases", ()))
+            rows = rows_of(concepts[name], words[name])
+            done[name] = {way: asked(chat, guards, rows[way], names, progress) for way in WAYS}
+            results.write_text(json.dumps(done, indent=1))
+    for way in WAYS:
+        for figure in ("fired", "loops", "leaks", "unnamed"):
+            flags = [flag for one in done.values() for flag in one[way][figure]]
+            print(f"{way}, {figure}: {Share.of(flags)}")
+
+
+if __name__ == "__main__":
+    main()

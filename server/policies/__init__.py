@@ -1,0 +1,1 @@
+"""Policies that change while the server runs, over HTTP and from the file."""

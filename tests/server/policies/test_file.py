@@ -1,0 +1,69 @@
+"""Policies of the configuration file, edited while a proxy runs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from tests.server.policies.stand import administered, until
+
+
+def edit(folder: Path, before: str, after: str) -> None:
+    path = folder / "config.toml"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def test_an_edited_file_is_followed(tmp_path: Path) -> None:
+    with administered(tmp_path) as admin:
+        edit(tmp_path, 'guards = ["words"]', 'guards = ["names"]')
+        until(lambda: admin.said("Tom") == "blocked", "the edit")
+        version = admin.ask("GET", "strict").json()
+        assert (version["version"], version["act"], version["by"]) == (2, "file", "file")
+        # what is changed last is in force, wherever that was
+        admin.put("strict", {"guards": ["words"], "action": "flag"})
+        assert admin.said("forbidden") == "flagged"
+        edit(tmp_path, 'action = "block"', 'action = "observe"')
+        until(lambda: admin.said("Tom") == "pass", "the second edit")
+        assert admin.ask("GET", "strict").json()["version"] == 4
+
+
+def test_a_file_with_a_fault_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = '[policies.people]\nguards = ["names"]\naction = "block"\n'
+    with administered(tmp_path, more=more) as admin, caplog.at_level(logging.ERROR):
+        edit(tmp_path, '[policies.people]\nguards = ["names"]', "[policies.people]\nguards = [1]")
+        until(lambda: "policies.people.guards[0]" in caplog.text, "the refusal")
+        metrics = admin.proxy.metrics.render().decode()
+        assert 'inference_guard_policy_refusals_total{source="file"} 1.0' in metrics
+        edit(tmp_path, "guards = [1]", 'guards = ["names"]')
+        # nor does one in which anything else has changed
+        edit(tmp_path, 'default_policy = "strict"', 'default_policy = "people"')
+        until(lambda: "[server]: has changed too" in caplog.text, "the second refusal")
+        assert admin.said("forbidden") == "blocked"
+        assert admin.ask("GET", "people").json()["version"] == 1
+
+
+def test_what_was_edited_meanwhile_is_in_force_at_the_start(tmp_path: Path) -> None:
+    with administered(tmp_path) as admin:
+        admin.put("strict", {"guards": ["names"], "action": "block"})
+    path = tmp_path / "versions.sqlite"
+    assert path.stat().st_mode & 0o077 == 0  # settings may say what nobody should know
+    with administered(
+        tmp_path, '[policies.strict]\nguards = ["words", "names"]\naction = "flag"\n'
+    ) as admin:
+        assert [admin.said(text) for text in ("forbidden", "Tom")] == ["flagged", "flagged"]
+        assert admin.ask("GET", "strict").json()["version"] == 3
+
+
+def test_a_policy_taken_out_of_the_file_is_removed(tmp_path: Path) -> None:
+    more = '[policies.people]\nguards = ["names"]\naction = "block"\n'
+    with administered(tmp_path, more=more) as admin:
+        assert admin.said("Tom", guard={"policy": "people"}) == "blocked"
+        edit(tmp_path, more, "")
+        until(lambda: admin.ask("GET", "people").status_code == 404, "the removal")
+        assert admin.ask("GET", "people/versions").json()["data"][0]["settings"] is None
