@@ -305,7 +305,9 @@ def _asked(url: str, key_env: str, name: str, body: Mapping[str, Any]) -> dict[s
     """The replay of a running server. Raises GuardError."""
     import httpx
 
-    headers = {"Authorization": f"Bearer {os.environ.get(key_env, '')}"}
+    if not (key := os.environ.get(key_env)):
+        raise GuardError(f"the environment variable {key_env} is empty: put an API key into it")
+    headers = {"Authorization": f"Bearer {key}"}
     address = f"{url.rstrip('/').removesuffix('/v1')}/guard/v1/policies/{quote(name)}/replay"
     try:
         answer = httpx.post(address, json=body, headers=headers, timeout=60)

@@ -14,7 +14,15 @@ from guard.config.policy_schema import OF_ACTING
 from guard.config.schema import Config
 from guard.errors import InvalidPolicy
 from guard.policies.recorded import MOST
-from guard.policies.versions import MAX_WHY, Act, Difference, Settings, Version, difference
+from guard.policies.versions import (
+    MAX_WHY,
+    Act,
+    Difference,
+    Settings,
+    Version,
+    difference,
+    settings_of,
+)
 from guard.tenants.keys import KeyRing
 from server.auth import ADMINS, READERS, authenticate
 from server.errors import InvalidParameter
@@ -175,8 +183,9 @@ def policies_router(config: Config, administration: Administration) -> APIRouter
         reading(request)
         body = await read_body(request, PolicyDraft)
         before = policies.current(policy)
-        await asyncio.to_thread(policies.tried, policy, body.settings)
-        found = difference(before.settings, body.settings, live.config)
+        tried = await asyncio.to_thread(policies.tried, policy, body.settings)
+        after = settings_of(tried.policies[policy])
+        found = difference(before.settings, after, live.config)
         return JSONReply(_diff(policy, found, before.number, None))
 
     @router.post("/{policy:path}/rollback", openapi_extra=_ROLLBACK.as_extra())

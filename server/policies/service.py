@@ -72,9 +72,24 @@ class LivePolicies:
 
     def open(self) -> None:
         """Put in force what the store says. Raises GuardError, also where that does not hold."""
-        self._note(self._add_edits())
+        for attempt in range(ATTEMPTS):
+            try:
+                self._note(self._add_edits())
+                break
+            except PolicyChanged:
+                # servers with the same file that start together: one of them was quicker
+                if attempt == ATTEMPTS - 1:
+                    raise
         revision, current = self._read()
-        self.live.set(self._adapt(self._file.with_policies(in_force(self._file, current))))
+        try:
+            config = self._file.with_policies(in_force(self._file, current))
+        except InvalidPolicy as error:
+            raise GuardError(
+                f"the policies in the database of [live_policies] do not go with "
+                f"{self._file.path}: {error.message}; change the file, or a policy with `guard "
+                "policy put`"
+            ) from error
+        self.live.set(self._adapt(config))
         self._take(revision, current)
 
     def start(self) -> None:
@@ -210,7 +225,8 @@ class LivePolicies:
             before, self._file = self._file, file
             try:
                 # under the store's policies too, of which the file may name one
-                self._note(await asyncio.to_thread(self._add_edits))
+                made = await asyncio.to_thread(self._add_edits)
+                await asyncio.to_thread(self._note, made)
             except BaseException:
                 self._file = before
                 raise
