@@ -24,6 +24,7 @@ from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
 from server.observe.replicas import register_shared_limits
 from server.observe.tracing import tracing_of
+from server.observe.traffic import Traffic
 from server.policies.live import LiveConfiguration
 from server.policies.service import LivePolicies
 from server.policies.shadows import Shadows
@@ -43,7 +44,14 @@ class OpenedApp:
     app: FastAPI
     services: Mapping[str, Service]
     audit: AuditLog | None
+    traffic: Traffic
     erasures: Erasures | None
+
+    def stop_streams(self) -> None:
+        """End the streams that have no end of their own."""
+        self.traffic.stop()
+        if self.erasures is not None:
+            self.erasures.stop()
 
 
 @contextmanager
@@ -62,7 +70,8 @@ def opened_app(config: Config) -> Iterator[OpenedApp]:
     ):
         if replicas is not None:
             register_shared_limits(replicas.ledger, metrics.registry)
-        recorder = Recorder(metrics.verdicts, audit, tracing)
+        traffic = Traffic()
+        recorder = Recorder(metrics.verdicts, audit, tracing, traffic)
         screens = _screens(config, recorder)
         services = build_services(config, recorder)
         try:
@@ -83,10 +92,11 @@ def opened_app(config: Config) -> Iterator[OpenedApp]:
             erasures=erasures,
             directory=directory,
             tracing=tracing,
+            traffic=traffic,
             live=live,
             policies=policies,
         )
-        yield OpenedApp(app, services, audit, erasures)
+        yield OpenedApp(app, services, audit, traffic, erasures)
 
 
 def follow_policies(

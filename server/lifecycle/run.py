@@ -46,7 +46,7 @@ def run_server(
             opened.services,
             on_ready=lambda: announce(list(opened.services)),
             on_hangup=partial(rotate, opened.audit) if opened.audit else None,
-            on_stop=opened.erasures.stop if opened.erasures else None,
+            on_stop=opened.stop_streams,
         )
         if stop is not None:
             threading.Thread(target=_end_on, args=(stop, server), daemon=True).start()
