@@ -72,7 +72,14 @@ class LivePolicies:
 
     def open(self) -> None:
         """Put in force what the store says. Raises GuardError, also where that does not hold."""
-        self._note(self._add_edits())
+        for attempt in range(ATTEMPTS):
+            try:
+                self._note(self._add_edits())
+                break
+            except PolicyChanged:
+                # servers with the same file that start together: one of them was quicker
+                if attempt == ATTEMPTS - 1:
+                    raise
         revision, current = self._read()
         try:
             config = self._file.with_policies(in_force(self._file, current))
