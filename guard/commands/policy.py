@@ -23,7 +23,7 @@ from guard.errors import ConfigError, GuardError, InvalidPolicy, ReplayUnavailab
 if TYPE_CHECKING:
     from guard.policies.effective import PolicyFile
     from guard.policies.store import VersionStore
-    from guard.policies.versions import Act, Settings, Version
+    from guard.policies.versions import Act, Change, Settings, Version
 
 app = typer.Typer(
     add_completion=False,
@@ -67,19 +67,39 @@ class _Opened:
 
     def change(self, policy: str, act: Act, settings: Settings | None, why: str) -> Version:
         """Make a version, once all of it is checked. Raises GuardError."""
-        from guard.policies.changing import checked_change, require_tenants
+        from guard.policies.changing import checked_change
         from guard.policies.versions import Change
 
         current = self.current()
-        last = max((each.revision for each in current.values()), default=0)
         change = Change(policy, act, settings, _BY, why)
         config, change = checked_change(self.file, current, change)
+        (made,) = self._append(current, [change], config)
+        return made
+
+    def add_edits(self) -> None:
+        """Make versions of what was edited in the file, once all of it is checked. Raises
+        GuardError."""
+        from guard.policies.changing import checked_edits
+
+        current = self.current()
+        config, changes = checked_edits(self.file, current, self.store.of_file())
+        if changes:
+            self._append(current, changes, config)
+
+    def _append(
+        self, current: Mapping[str, Version], changes: Sequence[Change], config: Config
+    ) -> Sequence[Version]:
+        from guard.policies.changing import require_tenants
+
         with _directory(self.file.config) as directory:
             if directory is not None:
-                require_tenants(directory, self.config(), config, policy)
-        made = self.store.append([change], last)
+                before = self.config()
+                for change in changes:
+                    require_tenants(directory, before, config, change.policy)
+        last = max((each.revision for each in current.values()), default=0)
+        made = self.store.append(changes, last)
         _note(self.audit, made)
-        return made[0]
+        return made
 
 
 def _note(audit: AuditLog | None, versions: Sequence[Version]) -> None:
@@ -96,9 +116,11 @@ def _note(audit: AuditLog | None, versions: Sequence[Version]) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Opened]:
-    """The store of a configuration, which has what was edited in the file. Raises GuardError."""
-    from guard.policies.effective import PolicyFile, edits
+def _opened(path: Path, *, changing: bool = False) -> Iterator[_Opened]:
+    """The store of a configuration; what was edited in the file is in it where it is new, or is
+    about to be changed: to look at it with an old copy of the file must put nothing in force.
+    Raises GuardError."""
+    from guard.policies.effective import PolicyFile
     from guard.policies.store import store_of
 
     file = PolicyFile(path)
@@ -111,11 +133,10 @@ def _opened(path: Path) -> Iterator[_Opened]:
     with log as audit:
         store = store_of(file.config)
         try:
-            current = store.current()
-            last = max((each.revision for each in current.values()), default=0)
-            if edited := edits(file, store.of_file()):
-                _note(audit, store.append(edited, last))
-            yield _Opened(file, store, audit)
+            opened = _Opened(file, store, audit)
+            if changing or not opened.current():
+                opened.add_edits()
+            yield opened
         finally:
             store.database.close()
 
@@ -184,14 +205,14 @@ def put(
 ) -> None:
     """Change a policy, or make one."""
     settings = _settings_in(file, name)
-    with _opened(config) as opened:
+    with _opened(config, changing=True) as opened:
         _print_change(opened.change(name, "put", settings, why), as_json=as_json)
 
 
 @app.command(epilog="Example: guard policy delete strict")
 def delete(name: Name, why: Why = "", config: ConfigFile = CONFIG, as_json: AsJson = False) -> None:
     """Remove a policy that nothing names any more; its versions stay."""
-    with _opened(config) as opened:
+    with _opened(config, changing=True) as opened:
         _print_change(opened.change(name, "delete", None, why), as_json=as_json)
 
 
@@ -204,7 +225,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Put an earlier version in force again, as a new version."""
-    with _opened(config) as opened:
+    with _opened(config, changing=True) as opened:
         settings = opened.version(name, version).settings
         if settings is None:
             raise InvalidPolicy(f"in version {version} the policy was removed: delete it instead")
@@ -285,6 +306,7 @@ def _replayed(opened: _Opened, name: str, settings: Settings, last: int) -> dict
     from guard.plans.screens import TextPlans
     from guard.policies.changing import checked_change
     from guard.policies.decisions import Decisions
+    from guard.policies.readings import same_since
     from guard.policies.recorded import last_recorded
     from guard.policies.replay import replay
     from guard.policies.versions import Change
@@ -298,7 +320,10 @@ def _replayed(opened: _Opened, name: str, settings: Settings, last: int) -> dict
     after, _ = checked_change(opened.file, opened.current(), change)
     requests = last_recorded(log, last, name)
     earlier = Decisions(before, TextPlans(before))
-    return replay(requests, name, earlier, earlier.under(after), show=100).as_dict()
+    names = {request.policy for request in requests}
+    since = same_since(opened.store, before.policies, names)
+    later = earlier.under(after)
+    return replay(requests, name, earlier, later, show=100, since=since).as_dict()
 
 
 def _asked(url: str, key_env: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,10 +335,10 @@ def _asked(url: str, key_env: str, name: str, body: Mapping[str, Any]) -> dict[s
     try:
         answer = httpx.post(address, json=body, headers=headers, timeout=60)
         found: dict[str, Any] = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise GuardError(f"{url} has not answered: {error}") from error
-    if answer.status_code != 200:
-        raise GuardError(str(found.get("error", {}).get("message", answer.status_code)))
+        if answer.status_code != 200:
+            raise GuardError(str(found["error"]["message"]))
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+        raise GuardError(f"{url} has not answered as a server of policies: {error}") from error
     return found
 
 

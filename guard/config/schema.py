@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -254,7 +255,11 @@ def load_config(path: Path | str) -> Config:
     indices start at 0.
     """
     path = Path(path)
-    data, lines = read_toml(path)
+    return valid(*read_toml(path), path)
+
+
+def valid(data: dict[str, Any], lines: Mapping[KeyPath, int], path: Path) -> Config:
+    """The configuration of a file that was read. Raises ConfigError, as `load_config`."""
     config, problems = checked(data, path)
     if config is None:
         located = sorted(

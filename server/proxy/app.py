@@ -100,6 +100,8 @@ class ProxyApp:
 
         def swap() -> None:
             self.context = context
+            if context.kept is not None:
+                context.kept.follow(config)
 
         return swap
 
