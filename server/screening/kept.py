@@ -44,6 +44,9 @@ class KeptTexts:
         while len(self._bodies) > self._most or self._bytes > MAX_BYTES:
             self._forget(next(iter(self._bodies)))
 
+    def __len__(self) -> int:
+        return len(self._bodies)
+
     def follow(self, config: Config) -> None:
         """Forget what is kept under policies that keep nothing any more."""
         keeping = {name for name, policy in config.policies.items() if policy.keep_text}
