@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -134,16 +135,19 @@ async def _load(ports: list[int], config: Path, seconds: float, rate: float) -> 
     changes = await asyncio.to_thread(_change, ports[0], config, seconds)
     await asyncio.gather(*sending)
     found: dict[str, list[float]] = {}
+    unseen = 0
     for way, at, action in changes:
         for name, each in zip(("first", "second"), traffic.values(), strict=True):
             delay = each.seen(at, OUTCOMES[action])
-            found.setdefault(f"{way}, {name} proxy", []).append(
-                float("inf") if delay is None else delay
-            )
+            if delay is None:
+                unseen += 1
+            else:
+                found.setdefault(f"{way}, {name} proxy", []).append(delay)
     return {
         "requests": sum(len(each.sent) for each in traffic.values()),
         "requests that failed": dict(sum((t.failures for t in traffic.values()), Counter())),
         "changes": len(changes),
+        "changes that a proxy never followed": unseen,
         "seen after, ms (median, longest)": {
             name: [round(1000 * statistics.median(each)), round(1000 * max(each))]
             for name, each in found.items()
@@ -183,8 +187,11 @@ def _change(port: int, path: Path, seconds: float) -> list[tuple[str, float, str
     changes: list[tuple[str, float, str]] = []
     store = store_of(load_config(path))
     url = f"http://127.0.0.1:{port}/guard/v1/policies/p"
-    for number in range(1, int(seconds / EVERY_S)):
+    until = time.monotonic() + seconds - 2 * EVERY_S
+    for number in count(1):
         time.sleep(EVERY_S)
+        if time.monotonic() > until:
+            break
         action = ACTIONS[number % 2]
         settings = {**store.current()["p"].settings, "action": action}  # type: ignore[dict-item]
         way = ("PUT", "database", "file")[number % 3]

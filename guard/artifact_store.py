@@ -56,6 +56,10 @@ class ArtifactStore:
         artifact = self._load(self._single(digest, matches))
         return self._path(artifact.digest)
 
+    def has(self, digest: str) -> bool:
+        """Whether there is an artifact of that digest (64 hex digits)."""
+        return self._path(digest).is_file()
+
     def list(self) -> Sequence[Artifact]:
         """Every artifact, by concept, then digest. Raises ArtifactError at a damaged one."""
         artifacts = [self._load(digest) for digest in self._digests()]

@@ -15,6 +15,8 @@ from guard import __version__
 from guard.config.schema import Config
 from guard.tenants.directory import Directory
 from guard.tenants.keys import KeyRing, admin_ring
+from server.console.endpoints import caller_router, traffic_router
+from server.console.pages import console_router
 from server.edge.http_edge import edged
 from server.edge.paths import KnownPaths
 from server.endpoints.documentation import documentation_router
@@ -32,6 +34,7 @@ from server.errors import install_error_handlers
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.tracing import OFF, Tracing
+from server.observe.traffic import Traffic
 from server.openapi.document import document_of
 from server.policies.live import LiveConfiguration
 from server.screening.middleware import ScreenMiddleware, Screens
@@ -54,6 +57,7 @@ def create_app(
     erasures: Erasures | None = None,
     directory: Directory | None = None,
     tracing: Tracing = OFF,
+    traffic: Traffic | None = None,
     live: LiveConfiguration | None = None,
     policies: LivePolicies | None = None,
 ) -> FastAPI:
@@ -62,9 +66,9 @@ def create_app(
     `keys` None leaves the server open. `metrics` must be the object in which the services' `record`
     callable counts verdicts: `/metrics` shows it. `screens` read the text of requests and answers
     under policies with text screens. `erasures` are offered where they are given, and the tenants
-    of `directory`. `tracing` makes spans of requests. `policies` change `live`, the configuration
-    that requests are admitted under. The services are closed when the app's
-    lifespan ends.
+    of `directory`. `tracing` makes spans of requests, of which `traffic` has the last verdicts, for
+    administrators and auditors. `policies` change `live`, the configuration that requests are
+    admitted under. The services are closed when the app's lifespan ends.
     """
     metrics = metrics or Metrics()
     metrics.add_services(services)
@@ -76,6 +80,7 @@ def create_app(
         return live.config
 
     gateway = Gateway(config, services, keys, metrics, configured)
+    admins = admin_ring(config, directory)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -106,7 +111,7 @@ def create_app(
         messages_router(gateway),
         embeddings_router(gateway),
         images_router(gateway),
-        listings_router(gateway),
+        listings_router(gateway, admins),
         probes_router(services, metrics),
     ]
     if screens is not None:
@@ -114,7 +119,6 @@ def create_app(
             ScreenMiddleware, config=config, screens=screens, keys=keys, current=configured
         )
         routers.append(moderations_router(gateway, screens))
-    admins = admin_ring(config, directory)
     if admins is not None:
         # imported here: it needs torch, and the proxy, which has parts of this module, none
         from server.endpoints.lists import lists_router
@@ -142,6 +146,17 @@ def create_app(
         from server.tenants.endpoints import tenants_router
 
         routers.append(tenants_router(config, directory))
+    routers.append(console_router())
+    if traffic is not None and admins is not None:
+        routers.append(traffic_router(traffic, admins))
+    offers = {
+        "traffic": traffic,
+        "erasures": erasures,
+        "tenants": directory,
+        "live_policies": policies,
+    }
+    here = [name for name, part in offers.items() if part is not None]
+    routers.append(caller_router(keys, admins, here, ["models", "policies"]))
     document = document_of(
         _routes(routers), title=app.title, version=__version__, keyed=keys is not None
     )

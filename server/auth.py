@@ -60,6 +60,14 @@ def authenticate(
     return key
 
 
+def reads_all(admins: KeyRing | None, headers: Headers) -> bool:
+    """Whether a request has the key of an administrator or an auditor, one of `admins`."""
+    try:
+        return authenticate(admins, headers, READERS) is not None
+    except (Unauthorized, RoleForbidden):
+        return False
+
+
 async def admit(keys: KeyRing | None, key: Principal | None, exchange: Exchange) -> None:
     """Count the request against the limits of its key, once. Raises TooManyRequests, and
     LimitsUnavailable where limits are shared and their store does not answer."""

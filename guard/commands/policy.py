@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -15,15 +14,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from guard.audit import AuditLog
 from guard.commands.tables import add_row, new_table
-from guard.config.schema import Config, read_toml
+from guard.config.schema import read_toml
 from guard.errors import ConfigError, GuardError, InvalidPolicy, ReplayUnavailable
 
 if TYPE_CHECKING:
-    from guard.policies.effective import PolicyFile
-    from guard.policies.store import VersionStore
-    from guard.policies.versions import Act, Change, Settings, Version
+    from guard.policies.opened import OpenedPolicies
+    from guard.policies.versions import Settings, Version
 
 app = typer.Typer(
     add_completion=False,
@@ -37,124 +34,13 @@ ConfigFile = Annotated[
 CONFIG = Path("config.toml")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Why = Annotated[str, typer.Option(help="Why; it is kept with the version.")]
-_BY = "command"
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """The versions of a configuration's policies, and what they are of."""
+def _opened(path: Path, *, changing: bool = False) -> AbstractContextManager[OpenedPolicies]:
+    # imported here: --help must not wait for the database's library
+    from guard.policies.opened import opened_policies
 
-    file: PolicyFile
-    store: VersionStore
-    audit: AuditLog | None
-
-    def current(self) -> Mapping[str, Version]:
-        return self.store.current()
-
-    def config(self) -> Config:
-        """The configuration as a server has it now."""
-        from guard.policies.effective import in_force
-
-        return self.file.with_policies(in_force(self.file, self.current()))
-
-    def version(self, policy: str, number: int | None) -> Version:
-        """A version, or that in force."""
-        from guard.policies.changing import current_version
-
-        if number is None:
-            return current_version(self.current(), policy)
-        return self.store.version(policy, number)
-
-    def change(self, policy: str, act: Act, settings: Settings | None, why: str) -> Version:
-        """Make a version, once all of it is checked. Raises GuardError."""
-        from guard.policies.changing import checked_change
-        from guard.policies.versions import Change
-
-        current = self.current()
-        change = Change(policy, act, settings, _BY, why)
-        config, change = checked_change(self.file, current, change)
-        (made,) = self._append(current, [change], config)
-        return made
-
-    def add_edits(self) -> None:
-        """Make versions of what was edited in the file, once all of it is checked. Raises
-        GuardError."""
-        from guard.policies.changing import checked_edits
-
-        current = self.current()
-        config, changes = checked_edits(self.file, current, self.store.of_file())
-        if changes:
-            self._append(current, changes, config)
-
-    def _append(
-        self, current: Mapping[str, Version], changes: Sequence[Change], config: Config
-    ) -> Sequence[Version]:
-        from guard.policies.changing import require_tenants
-
-        with _directory(self.file.config) as directory:
-            if directory is not None:
-                before = self.config()
-                for change in changes:
-                    require_tenants(directory, before, config, change.policy)
-        last = max((each.revision for each in current.values()), default=0)
-        made = self.store.append(changes, last)
-        _note(self.audit, made)
-        return made
-
-
-def _note(audit: AuditLog | None, versions: Sequence[Version]) -> None:
-    """Raises GuardError where a line cannot be written; the change was made all the same."""
-    from guard.policies.acts import append_line
-
-    try:
-        for version in versions:
-            append_line(audit, version)
-    except OSError as error:
-        raise GuardError(
-            f"the change was made, but the audit log lacks its line: {error}"
-        ) from error
-
-
-@contextmanager
-def _opened(path: Path, *, changing: bool = False) -> Iterator[_Opened]:
-    """The store of a configuration; what was edited in the file is in it where it is new, or is
-    about to be changed: to look at it with an old copy of the file must put nothing in force.
-    Raises GuardError."""
-    from guard.policies.effective import PolicyFile
-    from guard.policies.store import store_of
-
-    file = PolicyFile(path)
-    if not file.config.live_policies.is_configured:
-        raise ConfigError(
-            [f'{path}: there is no database: add database = "..." to [live_policies]']
-        )
-    server = file.config.server
-    log = AuditLog(server.audit_log, key=server.audit_key) if server.audit_log else nullcontext()
-    with log as audit:
-        store = store_of(file.config)
-        try:
-            opened = _Opened(file, store, audit)
-            if changing or not opened.current():
-                opened.add_edits()
-            yield opened
-        finally:
-            store.database.close()
-
-
-@contextmanager
-def _directory(config: Config) -> Iterator[Any]:
-    """The tenants of a configuration as they are now, or None."""
-    from guard.tenants.directory import Directory, store_of
-
-    if not config.tenants.is_configured:
-        yield None
-        return
-    store = store_of(config)
-    with ExitStack() as stack:
-        stack.callback(store.database.close)
-        directory = Directory(store)
-        directory.refresh()
-        yield directory
+    return opened_policies(path, changing=changing)
 
 
 @app.command("list", epilog="Example: guard policy list")
@@ -302,10 +188,11 @@ def replay(
         _print_replay(found)
 
 
-def _replayed(opened: _Opened, name: str, settings: Settings, last: int) -> dict[str, Any]:
+def _replayed(opened: OpenedPolicies, name: str, settings: Settings, last: int) -> dict[str, Any]:
     from guard.plans.screens import TextPlans
     from guard.policies.changing import checked_change
     from guard.policies.decisions import Decisions
+    from guard.policies.opened import BY
     from guard.policies.readings import same_since
     from guard.policies.recorded import last_recorded
     from guard.policies.replay import replay
@@ -316,7 +203,7 @@ def _replayed(opened: _Opened, name: str, settings: Settings, last: int) -> dict
         raise ReplayUnavailable(
             "nothing is recorded that could be replayed: add audit_log to [server]"
         )
-    change = Change(name, "put", settings, _BY)
+    change = Change(name, "put", settings, BY)
     after, _ = checked_change(opened.file, opened.current(), change)
     requests = last_recorded(log, last, name)
     earlier = Decisions(before, TextPlans(before))
@@ -330,7 +217,9 @@ def _asked(url: str, key_env: str, name: str, body: Mapping[str, Any]) -> dict[s
     """The replay of a running server. Raises GuardError."""
     import httpx
 
-    headers = {"Authorization": f"Bearer {os.environ.get(key_env, '')}"}
+    if not (key := os.environ.get(key_env)):
+        raise GuardError(f"the environment variable {key_env} is empty: put an API key into it")
+    headers = {"Authorization": f"Bearer {key}"}
     address = f"{url.rstrip('/').removesuffix('/v1')}/guard/v1/policies/{quote(name)}/replay"
     try:
         answer = httpx.post(address, json=body, headers=headers, timeout=60)

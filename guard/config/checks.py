@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from guard.artifact import Artifact
 from guard.config.adapter_checks import adapter_problems, adapters_of
-from guard.config.artifact_paths import artifact_path
+from guard.config.artifact_paths import ArtifactPaths, url_problems
 from guard.config.kinds import KINDS, Kind, kind_of
 from guard.config.language_checks import unsupported
 from guard.config.parsed import Problem, short, strings, table, tables, unknown
@@ -66,8 +66,9 @@ def schema_problem(fault: ErrorDetails, section: type[BaseModel]) -> Problem:
     return path, reason if secret else f"{reason}, is {short(fault['input'])}"
 
 
-def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
-    """The faults between sections of the parsed TOML; paths are relative to `folder`."""
+def cross_check(data: Mapping[str, Any], folder: Path, paths: ArtifactPaths) -> Iterator[Problem]:
+    """The faults between sections of the parsed TOML; paths are relative to `folder`, and `paths`
+    finds artifacts."""
     models = list(tables(data, "models"))
     guards = list(tables(data, "guards"))
     keys = list(tables(data, "keys"))
@@ -120,8 +121,13 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     methods: dict[str, str] = {}
     for index, guard in guards:
         if isinstance(reference := guard.get("artifact"), str):
+            if faults := [*url_problems(index, guard)]:
+                yield from faults
+                continue
+            pinned = guard.get("digest")
             try:
-                meta = Artifact.load(artifact_path(reference, folder)).meta
+                path = paths.of(reference, pinned if isinstance(pinned, str) else None)
+                meta = Artifact.load(path).meta
             except ArtifactError as error:
                 yield ("guards", index, "artifact"), str(error)
                 continue

@@ -94,10 +94,11 @@ class PolicyConfig(Section):
     The actions "steer", "overlay", "refine" and "perturb" all mean the action of the guard's
     method. `fallback` is for images from which the concept could not be removed: they are blocked,
     or replaced by an image of the prompt `replacement`. `debug` lets requests ask for masks of what
-    guards have written on their images. `message` is read in place of what is blocked, and where
-    the action is "say". For guards of language models: `actions` overrides the action for single
-    ones, and `rewind` says whether an answer in which one fires goes back to its last sentence's
-    end: never, always, or, where it is left out, unless a client would wait for a bare answer.
+    guards have written on their images, and for the scores of each token. `message` is read in
+    place of what is blocked, and where the action is "say". For guards of language models:
+    `actions` overrides the action for single ones, and `rewind` says whether an answer in which one
+    fires goes back to its last sentence's end: never, always, or, where it is left out, unless a
+    client would wait for a bare answer.
     `thresholds` are in place of those of single guards. `keep_text`: texts that its screens read
     are kept in memory for a while, so that `guard policy replay` can read them again. `shadow` is
     another policy, which decides on the same requests beside this one, and does nothing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from guard.config.adapter_schema import AdapterConfig
-from guard.config.artifact_paths import artifact_path
+from guard.config.artifact_paths import ArtifactPaths
 from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, cross_check, schema_problem
 from guard.config.kinds import KINDS, Engine, Kind
 from guard.config.parsed import Problem
@@ -124,13 +124,15 @@ class GuardConfig(Section):
 
     `recheck` False decides on the prompt alone, a number is the threshold of generated tokens.
 
-    `artifact` is a file, or "sha256:DIGEST" of an artifact in the cache (12 digits or more). In a
-    configuration that was read it is the file's path. One in `shadow` observes, whatever the action
-    of its policies is.
+    `artifact` is a file, a URL that fsspec knows ("s3://bucket/x.safetensors"), or "sha256:DIGEST"
+    of an artifact in the cache (12 digits or more). In a configuration that was read it is the
+    file's path. `digest` ("sha256:" and 64 digits) is what the artifact must have. One in `shadow`
+    observes, whatever the action of its policies is.
     """
 
     name: Name
     artifact: FilePath
+    digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     threshold: float | None = None
     strength: float | None = Field(default=None, gt=0, le=10)
     recheck: bool | float | None = None
@@ -262,10 +264,8 @@ def valid(data: dict[str, Any], lines: Mapping[KeyPath, int], path: Path) -> Con
     """The configuration of a file that was read. Raises ConfigError, as `load_config`."""
     config, problems = checked(data, path)
     if config is None:
-        located = sorted(
-            {(line_of(lines, place), dotted(place), reason) for place, reason in problems}
-        )
-        raise ConfigError([f"line {line}: {place}: {reason}" for line, place, reason in located])
+        places = {(line_of(lines, place), dotted(place), reason) for place, reason in problems}
+        raise ConfigError([f"line {line}: {at}: {reason}" for line, at, reason in sorted(places)])
     return config
 
 
@@ -289,10 +289,14 @@ def checked(data: dict[str, Any], path: Path) -> tuple[Config | None, list[Probl
         config = Config.model_validate(data)
     except ValidationError as error:
         problems = [schema_problem(fault, _section_type(fault["loc"])) for fault in error.errors()]
-    problems += cross_check(data, folder)
+    paths = ArtifactPaths(folder)
+    problems += cross_check(data, folder, paths)
     if config is None or problems:
         return None, problems
-    config = _absolute(config, folder)
+    artifacts = [
+        paths.of(guard["artifact"], guard.get("digest")) for guard in data.get("guards", ())
+    ]
+    config = _absolute(config, folder, artifacts)
     config._path = path.absolute()
     return config, []
 
@@ -344,10 +348,11 @@ def dotted(path: tuple[str | int, ...]) -> str:
     return text.lstrip(".")
 
 
-def _absolute(config: Config, folder: Path) -> Config:
+def _absolute(config: Config, folder: Path, artifacts: Sequence[Path]) -> Config:
+    """`artifacts`: those of the guards, in order."""
     guards = tuple(
-        guard.model_copy(update={"artifact": artifact_path(str(guard.artifact), folder)})
-        for guard in config.guards
+        guard.model_copy(update={"artifact": path})
+        for guard, path in zip(config.guards, artifacts, strict=True)
     )
     patterns = tuple(_absolute_patterns(entry, folder) for entry in config.patterns)
     models = tuple(_absolute_model(model, folder) for model in config.models)

@@ -127,7 +127,7 @@ class Decisions:
             for screen in plan.all_screens:
                 verdict = _of_screen(screen, request, missing)
                 guards.append(verdict)
-                outcomes += [OUTCOMES[verdict.action]] if verdict.fired else []  # type: ignore[index]
+                outcomes += _outcomes(verdict)
             if plan.broken and plan.on_error == "closed":
                 outcomes.append("error")
         if (plans := self._plans.get(self._kinds.get(request.model, ""))) is not None:
@@ -151,7 +151,7 @@ class Decisions:
             outcomes.append(verdict_of_model.outcome)
         for verdict in self._of_others(request):
             guards.append(verdict)
-            outcomes += [OUTCOMES[verdict.action]] if verdict.action in OUTCOMES else []  # type: ignore[index]
+            outcomes += _outcomes(verdict)
         # guards that only observe for a shadow decide nothing
         missing = [name for name in missing if name in settings.guards]
         return Decision(gravest(outcomes), tuple(guards), tuple(missing))
@@ -160,9 +160,15 @@ class Decisions:
         """What guards of an upstream have done, which do that under any policy of this server."""
         for name, known in request.guards.items():
             if name not in self._known and known.get("fired"):
-                facts = {key: known.get(key) for key in ("concept", "method", "score", "action")}
-                threshold = known.get("threshold") or 0.0
-                yield GuardVerdict(guard=name, threshold=threshold, fired=True, **facts)  # type: ignore[arg-type]
+                yield GuardVerdict(
+                    guard=name,
+                    concept=str(known.get("concept")),
+                    method=str(known.get("method")),
+                    score=known.get("score"),
+                    threshold=known.get("threshold") or 0.0,
+                    fired=True,
+                    action=str(known.get("action")),
+                )
 
     def guards_of(self, request: Recorded) -> Mapping[str, tuple[LoadedGuard, bool]]:
         """The guards of models in a request's policy, each with whether it acts by its method."""
@@ -174,6 +180,14 @@ class Decisions:
         except UnknownPolicy:
             return {}
         return {g.name: (g, plan.action_of(g) in OF_METHODS) for g in plan.guards}
+
+
+_OUTCOMES: Mapping[str, Outcome] = {str(done): outcome for done, outcome in OUTCOMES.items()}
+
+
+def _outcomes(verdict: GuardVerdict) -> list[Outcome]:
+    """What follows from one guard, if anything."""
+    return [_OUTCOMES[verdict.action]] if verdict.fired and verdict.action in _OUTCOMES else []
 
 
 def _of_screen(screen: Screen, request: Recorded, missing: list[str]) -> GuardVerdict:

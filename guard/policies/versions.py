@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import Config
@@ -73,7 +76,8 @@ class Difference:
 
     changes: Sequence[Mapping[str, Any]]
     weaker: bool | None
-    """Whether the second does not do all that the first does; None where one of them is missing."""
+    """Whether the second does not do all that the first does; None where one of them is missing, or
+    unknown to this release."""
 
 
 def difference(before: Settings | None, after: Settings | None, config: Config) -> Difference:
@@ -87,8 +91,10 @@ def difference(before: Settings | None, after: Settings | None, config: Config) 
     weaker = None
     if before is not None and after is not None:
         policies = {_BEFORE: before, _AFTER: after}
-        parsed = {name: PolicyConfig.model_validate(value) for name, value in policies.items()}
-        weaker = not covers(config.model_copy(update={"policies": parsed}), _AFTER, _BEFORE)
+        # another release may have kept what this one does not know
+        with suppress(ValidationError):
+            parsed = {name: PolicyConfig.model_validate(each) for name, each in policies.items()}
+            weaker = not covers(config.model_copy(update={"policies": parsed}), _AFTER, _BEFORE)
     return Difference(changes, weaker)
 
 

@@ -291,7 +291,7 @@ class PostgresStore:
 
 
 def _scalar(cursor: psycopg.Cursor[Any], query: str, values: Sequence[Any] = ()) -> Any:
-    row = cursor.execute(query, values or None).fetchone()  # type: ignore[arg-type]
+    row = cursor.execute(query, values or None).fetchone()
     assert row is not None
     return row[0]
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 from fastapi import Request
 from starlette.responses import Response
 
+from guard.config.checks import NO_POLICY
 from guard.config.schema import Config
 from guard.errors import RequestError, UnknownModel
 from guard.tenants.keys import KeyRing, Principal
@@ -177,6 +178,27 @@ class Gateway:
             caller=caller_of(key, request.scope).turn,
         )
 
+    def require_debug(self, request: Request, admission: Admission[Any, Any]) -> None:
+        """Raise InvalidParameter where the policy, or the key, does not let clients know where
+        guards act."""
+        policy = admission.policy
+        if not admission.config.policy(policy).debug:
+            remedy = (
+                "name another policy"
+                if policy == NO_POLICY
+                else f"have the operator set 'debug = true' in [policies.{policy}]"
+            )
+            raise InvalidParameter(
+                f"The policy {policy!r} does not show where its guards act: leave 'guard.debug' "
+                f"out, or {remedy}.",
+                param="guard.debug",
+            )
+        if exchange_of(request).detail != "full":
+            raise InvalidParameter(
+                "'guard.debug' says where guards act, and this request is not told: leave it out.",
+                param="guard.debug",
+            )
+
     def check_rows(self, prompts: int, choices: int) -> None:
         """Raise RequestError for more rows than the server takes at once."""
         limit = self.config.server.queue_limit
@@ -242,6 +264,7 @@ class Gateway:
                 shown=form.shown if form else {},
                 caller=admission.caller,
                 streamed=admission.body.stream,
+                debug=settings.debug,
                 config=admission.config,
             )
             for index, (prompt, sampling) in enumerate(rows)

@@ -14,7 +14,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from guard.config.checks import NO_POLICY
 from guard.verdict import gravest
 from server.auth import require_embeddings
 from server.endpoints.gateway import Admission, Gateway
@@ -50,7 +49,8 @@ def images_router(gateway: Gateway) -> APIRouter:
     async def create_image(request: Request) -> Response:
         """Generate images from a prompt."""
         admission = await gateway.admit(request, ImageRequest, gateway.image_service)
-        return await _answer(gateway, request, admission, _requests(gateway, admission))
+        requests = _requests(gateway, request, admission)
+        return await _answer(gateway, request, admission, requests)
 
     @router.post("/v1/images/edits", openapi_extra=_EDIT.as_extra())
     async def edit_image(request: Request) -> Response:
@@ -58,7 +58,7 @@ def images_router(gateway: Gateway) -> APIRouter:
         admission = await gateway.admit(
             request, EditRequest, gateway.editing_service, partial(read_object_or_form, EditRequest)
         )
-        requests = _requests(gateway, admission)
+        requests = _requests(gateway, request, admission)
         body, info = admission.body, admission.service.info
         async with gateway.decoding:
             pixels = await asyncio.to_thread(
@@ -89,17 +89,14 @@ async def _answer(
         verdicts = [exchange_of(request).guard(image.verdict) for image in images]
         return _reply(admission, requests, verdicts, files, masks)
 
-    if exchange_of(request).detail != "full" and any(row.debug for row in requests):
-        raise InvalidParameter(
-            "Masks say where guards acted, and this request is not told: leave 'guard.debug' out.",
-            param="guard.debug",
-        )
     body = await until_disconnect(request.receive, run())
     gateway.metrics.count_images(admission.service.info.name, len(requests))
     return JSONReply(body)
 
 
-def _requests(gateway: Gateway, admission: Admission[Any, ImageService]) -> list[ImageRowRequest]:
+def _requests(
+    gateway: Gateway, request: Request, admission: Admission[Any, ImageService]
+) -> list[ImageRowRequest]:
     """The `body.n` rows of a request, each with a seed of its own.
 
     Raises RequestError where the model or the server cannot run them.
@@ -134,7 +131,9 @@ def _requests(gateway: Gateway, admission: Admission[Any, ImageService]) -> list
         raise InvalidParameter(
             "A 'negative_prompt' takes a 'guidance_scale' of more than 1.", param="negative_prompt"
         )
-    debug = _debug(gateway, admission)
+    debug = body.guard is not None and body.guard.debug
+    if debug:
+        gateway.require_debug(request, admission)
     embeddings = _embeddings(gateway, admission)
     seed = secrets.randbits(32) if body.seed is None else body.seed
     return [
@@ -165,24 +164,6 @@ def _require_no_denoising(body: ImageRequest, info: ImageModelInfo) -> None:
                 "leave it out.",
                 param=name,
             )
-
-
-def _debug(gateway: Gateway, admission: Admission[ImageRequest, ImageService]) -> bool:
-    """Whether the request wants the masks of its guards. Raises where its policy forbids it."""
-    debug = admission.body.guard is not None and admission.body.guard.debug
-    if debug and not admission.config.policy(admission.policy).debug:
-        name = admission.policy
-        remedy = (
-            "name another policy"
-            if name == NO_POLICY
-            else f"have the operator set 'debug = true' in [policies.{name}]"
-        )
-        raise InvalidParameter(
-            f"The policy {name!r} does not show where its guards change images: leave "
-            f"'guard.debug' out, or {remedy}.",
-            param="guard.debug",
-        )
-    return debug
 
 
 def _embeddings(

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from guard.config.checks import NO_POLICY
-from server.auth import allowed_policies, default_policy
+from guard.tenants.keys import KeyRing, Principal
+from server.auth import allowed_policies, default_policy, reads_all
 from server.endpoints.gateway import Gateway
 from server.openapi.operation import JSON, LISTING, Operation
 from server.services.interface import LanguageModelInfo, ModelInfo
@@ -35,27 +36,33 @@ def _model(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def listings_router(gateway: Gateway) -> APIRouter:
-    """The routes that list models and policies; a server with keys requires one."""
+def listings_router(gateway: Gateway, admins: KeyRing | None = None) -> APIRouter:
+    """The routes that list models and policies; a server with keys requires one. Who reads what
+    administrators read, by a key in `admins`, is shown all policies."""
     router = APIRouter()
+
+    def caller(request: Request) -> Principal | None:
+        if reads_all(admins, request.headers):
+            return None
+        return gateway.authenticate(request)
 
     @router.get("/v1/models", openapi_extra=_MODELS.as_extra())
     async def list_models(request: Request) -> Response:
         """The served models."""
-        gateway.authenticate(request)
+        caller(request)
         models = [_model(service.info) for service in gateway.services.values()]
         return JSONReply({"object": "list", "data": models})
 
     @router.get("/v1/models/{model:path}", openapi_extra=_MODEL.as_extra())
     async def retrieve_model(request: Request, model: str) -> Response:
         """One served model."""
-        gateway.authenticate(request)
+        caller(request)
         return JSONReply(_model(gateway.service(model).info))
 
     @router.get("/guard/v1/policies", openapi_extra=_POLICIES.as_extra())
     async def list_policies(request: Request) -> Response:
         """The policies that the caller may name, and the default of each model."""
-        key = gateway.authenticate(request)
+        key = caller(request)
         config = gateway.current()
         models: list[str | None] = [None, *gateway.services]
         allowed = {name for model in models for name in allowed_policies(config, key, model)}
@@ -82,6 +89,7 @@ def listings_router(gateway: Gateway) -> APIRouter:
             "action": policy.action,
             "on_error": policy.on_error,
             "fallback": policy.fallback,
+            "debug": policy.debug,
             "models": [
                 model
                 for model, service in gateway.services.items()

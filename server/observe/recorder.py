@@ -1,4 +1,5 @@
-"""Verdicts into the audit log, the metrics and the traces, all from the same object."""
+"""Verdicts into the audit log, the metrics, the traces and the traffic that administrators watch,
+all from the same object."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from guard.audit import AuditLog
 from guard.verdict import Shadow, Verdict
 from server.observe.metrics import VerdictMetrics
 from server.observe.tracing import OFF, Tracing
+from server.observe.traffic import Traffic
 from server.services.interface import AnyRequest
 
 logger = logging.getLogger(__name__)
@@ -45,9 +47,13 @@ class Recorder:
     """The `record` callable of the services. All methods may be called from any thread."""
 
     def __init__(
-        self, metrics: VerdictMetrics, audit: AuditLog | None, tracing: Tracing = OFF
+        self,
+        metrics: VerdictMetrics,
+        audit: AuditLog | None,
+        tracing: Tracing = OFF,
+        traffic: Traffic | None = None,
     ) -> None:
-        self.metrics, self.tracing = metrics, tracing
+        self.metrics, self.tracing, self.traffic = metrics, tracing, traffic
         self.watch: Callable[[Verdict], None] = lambda verdict: None
         """Called with each verdict that is recorded."""
         self.shadow: Callable[[Verdict], Shadow | None] = lambda verdict: None
@@ -108,6 +114,8 @@ class Recorder:
             self.metrics.count_shadow(verdict, shadow["outcome"])
         self.tracing.verdict(verdict)
         self.watch(verdict)
+        if self.traffic is not None:
+            self.traffic.add(verdict, tenant)
         if self.audit is None:
             return
         try:

@@ -14,7 +14,14 @@ from guard.config.policy_schema import OF_ACTING
 from guard.config.schema import Config
 from guard.errors import InvalidPolicy
 from guard.policies.recorded import MOST
-from guard.policies.versions import MAX_WHY, Act, Difference, Settings, Version, difference
+from guard.policies.versions import (
+    MAX_WHY,
+    Act,
+    Difference,
+    Settings,
+    Version,
+    difference,
+)
 from guard.tenants.keys import KeyRing
 from server.auth import ADMINS, READERS, authenticate
 from server.errors import InvalidParameter

@@ -71,12 +71,20 @@ class LivePolicies:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._note(self._add_edits())
+                revision, current = self._read()
+                config = self._file.with_policies(in_force(self._file, current))
                 break
-            except PolicyChanged:  # of several servers that start at once another one was quicker
+            except PolicyChanged:
+                # servers with the same file that start together: one of them was quicker
                 if attempt == ATTEMPTS:
                     raise
-        revision, current = self._read()
-        self.live.set(self._adapted(self._file.with_policies(in_force(self._file, current))))
+            except InvalidPolicy as error:
+                raise GuardError(
+                    f"the policies in the database of [live_policies] do not go with "
+                    f"{self._file.path}: {error.message}; change the file, or a policy with `guard "
+                    "policy put`"
+                ) from error
+        self.live.set(self._adapted(config))
         self._take(revision, current)
 
     def start(self) -> None:

@@ -19,7 +19,7 @@ from guard.errors import GuardError
 from guard.plans.screens import TextPlans
 from guard.replicas.opening import Replicas
 from guard.tenants.keys import KeyRing, Principal
-from server.auth import admit, allowed_policies, authenticate, default_policy
+from server.auth import admit, allowed_policies, authenticate, default_policy, reads_all
 from server.errors import internal_error
 from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.metrics import Metrics
@@ -54,15 +54,22 @@ class ProxyApp:
         replicas: Replicas | None = None,
     ) -> None:
         self.context, self.keys, self.metrics = context, keys, metrics
+        self.admins: KeyRing | None = None
         self.policies: LivePolicies | None = None
         """What changes the policies of the context while the proxy runs."""
         self._replicas = replicas
         self._tasks: list[asyncio.Task[None]] = []
 
-    def administer(self, administration: AdministrationApp, policies: LivePolicies | None) -> None:
-        """Let `administration` answer its paths, and follow `policies`, from the start."""
+    def administer(
+        self,
+        administration: AdministrationApp,
+        policies: LivePolicies | None,
+        admins: KeyRing | None,
+    ) -> None:
+        """Let `administration` answer its paths, and follow `policies`, from the start; who has a
+        key of `admins` that reads is shown all policies."""
         self.context = replace(self.context, administration=administration)
-        self.policies = policies
+        self.policies, self.admins = policies, admins
 
     async def open(self) -> None:
         """Open the connection pool, start the health checks and the sharing of breakers."""
@@ -142,6 +149,9 @@ class ProxyApp:
         administration = context.administration
         if administration is not None and administration.answers(scope["path"]):
             await administration(scope, receive, send)
+            return
+        if scope["path"] == POLICIES and reads_all(self.admins, request.headers):
+            await self._policies(None)(scope, receive, send)
             return
         key = authenticate(self.keys, request.headers)
         exchange.identify(context.config, self.keys, key)

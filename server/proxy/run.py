@@ -90,6 +90,7 @@ def run_proxy(
             ),
             {},
             on_ready=lambda: announce([upstream.name for upstream in upstreams.all]),
+            on_stop=recorder.traffic.stop if recorder.traffic is not None else None,
             on_hangup=partial(rotate, audit) if audit else None,
         )
         with suppress(KeyboardInterrupt):

@@ -104,14 +104,16 @@ class ScreenedExchange:
     ) -> Sequence[Sequence[ScreenedText]]:
         """`Screener.read`; where a model fails and the policy is open, what is read without it."""
         screener = self.context.screener
+        acting = [each for each in screens if each.name not in self.plan.watching]
         with self.exchange.trace.stage("screens of text"):
+            if len(acting) < len(screens):
+                # a request must not fail for what only its shadow would read
+                with suppress(GuardError):
+                    return await screener.read(texts, screens, tail, self.caller)
+                screens = acting
             try:
                 return await screener.read(texts, screens, tail, self.caller)
             except GuardFailed as error:
-                acting = [each for each in screens if each.name not in self.plan.watching]
-                if len(acting) < len(screens):
-                    # a request must not fail for what only its shadow would read
-                    return await self.read(texts, acting, tail)
                 if self.plan.on_error == "closed":
                     raise
                 self.findings.fail(error.message)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from guard.config.schema import Config
 from guard.verdict import Verdict
+from server.services.token_gates import TokenGate
 from server.services.tools.offered import OfferedTools
 from server.services.tools.parser import CallDelta, CallEnd
 from server.services.tools.template import ToolFormat
@@ -59,8 +60,9 @@ class TextRowRequest:
     `record_id` is the id under which the recorder holds the row's verdict until text screens have
     read its answer; "" where none do. `shown`: special tokens, by id, that are text in the answer.
     `adapter` names the LoRA adapter that the row runs with, `caller` is whose turn its work takes.
-    `streamed`: the client reads the answer as it comes. `config` is the configuration that the
-    request was admitted under, whatever is in force by now; None is that of the service.
+    `streamed`: the client reads the answer as it comes. `debug` asks for the scores of each token.
+    `config` is the configuration that the request was admitted under, whatever is in force by now;
+    None is that of the service.
     """
 
     request_id: str
@@ -73,6 +75,7 @@ class TextRowRequest:
     adapter: str | None = None
     caller: str = ""
     streamed: bool = False
+    debug: bool = False
     config: Config | None = field(default=None, repr=False, compare=False)
 
 
@@ -144,12 +147,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of one row; `tokens` is filled where the request wants log-probabilities. `said`:
-    the text is the policy's message, with which the answer ends, and not of the model."""
+    """New text of one row; `tokens` is filled where the request wants log-probabilities, `gates`,
+    of tokens that were sent before, where it has `debug`. `said`: the text is the policy's message,
+    with which the answer ends, and not of the model.
+    """
 
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
     said: bool = False
+    gates: tuple[TokenGate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +199,8 @@ Capability = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """The public facts of a served model, whatever it generates.
-
-    `embedding_width` is that of its embeddings, None where it gives none.
-    """
+    """The public facts of a served model, whatever it generates. `embedding_width` is that of its
+    embeddings, None where it gives none."""
 
     name: str
     engine: str
@@ -252,7 +256,7 @@ class ImageModelInfo(ModelInfo):
 
     `distilled` models take the guidance scale as an input, hence have no use for a negative prompt.
     `denoises` False: the model writes its images token by token, without steps and guidance.
-    `embeddings` None means that requests cannot bring embeddings of their own.
+    `embeddings` None: requests bring no embeddings of their own.
     """
 
     width: int
@@ -303,11 +307,8 @@ class ImageRowHandle(Protocol):
     """A submitted row that generates one image."""
 
     async def image(self) -> GeneratedImage:
-        """Wait for the image; to be called once.
-
-        Raises ContentBlocked where a guard blocks the image, and GuardFailed where a guard could
-        not be applied.
-        """
+        """Wait for the image; to be called once. Raises ContentBlocked where a guard blocks it, and
+        GuardFailed where a guard could not be applied."""
 
     async def aclose(self) -> None:
         """Cancel the row, unless it has ended."""
@@ -326,10 +327,8 @@ class Service(Protocol):
         """Number of rows that wait for a place in the batch."""
 
     def close(self) -> None:
-        """Stop taking requests, end all rows with ServiceStopped and release the model.
-
-        May be called several times.
-        """
+        """Stop taking requests, end all rows with ServiceStopped and release the model; may be
+        called several times."""
 
 
 class EmbeddingService(Service, Protocol):

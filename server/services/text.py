@@ -286,6 +286,7 @@ class BatchedTextService(
         if token.unmatched:
             row.error = unmatched(row.request)
             return
+        row.gates.read(token)
         step = step_of(plan, token, partial(self._engine.readings, index))
         try:
             if step == "block":
@@ -335,4 +336,5 @@ def _start(row: TextRow) -> RowStart:
             **sampling.options.logit_options(),
         ),
         adapter=row.request.adapter,
+        debug=row.request.debug,
     )

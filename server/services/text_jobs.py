@@ -20,6 +20,7 @@ from server.services.interface import (
     TextService,
     TokenLogprob,
 )
+from server.services.token_gates import TokenGate
 from server.services.tools.parser import CallDelta
 from server.services.tools.row_calls import RowCalls
 
@@ -132,6 +133,7 @@ class CollectedText:
     text: str = ""
     tokens: list[TokenLogprob] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    gates: list[TokenGate] = field(default_factory=list)
 
 
 class _Collector:
@@ -140,6 +142,7 @@ class _Collector:
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._tokens: list[TokenLogprob] = []
+        self._gates: list[TokenGate] = []
         self._calls: dict[int, Call] = {}
         self._finished: FinishedText | None = None
         self._is_said = False
@@ -148,6 +151,7 @@ class _Collector:
         if isinstance(event, TextDelta):
             self._texts.append(event.text)
             self._tokens.extend(event.tokens)
+            self._gates.extend(event.gates)
             self._is_said |= event.said
         elif isinstance(event, CallDelta):
             if event.id is not None and event.name is not None:
@@ -164,7 +168,8 @@ class _Collector:
         # a filter, or the policy's message, ends the whole answer: nothing is to be carried out
         is_cut = self._is_said or self._finished.reason == "content_filter"
         calls = [] if is_cut else [*self._calls.values()]
-        return CollectedText(self._finished, "".join(self._texts), self._tokens, calls)
+        text = "".join(self._texts)
+        return CollectedText(self._finished, text, self._tokens, calls, self._gates)
 
 
 async def collect(job: TextJob) -> list[CollectedText]:

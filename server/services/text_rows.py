@@ -20,6 +20,7 @@ from server.services.interface import (
     TokenLogprob,
 )
 from server.services.loop import BatchRow
+from server.services.token_gates import TokenGates
 from steering.engines.transformers.rewinding import Back, HeldAnswer
 from steering.engines.transformers.row_tokens import RowToken
 
@@ -128,6 +129,7 @@ class TextRow(BatchRow):
         self._whole: list[TextDelta] | None = None
         if (self.lags or plan.says_later) and request.sampling.constraint is not None:
             self._whole = []
+        self.gates = TokenGates(request.prompt, text.tokenizer)
         self.events = _Events(self, cancel)
 
     @property
@@ -160,6 +162,7 @@ class TextRow(BatchRow):
         """A guard has begun to act on the token before `token`: how the row goes back. Where
         steering does not lead away from the topic, its answer ends with the policy's message."""
         back = held.go_back(token)
+        self.gates.go_back(len(back.withdrawn))
         if back.stuck:
             self.is_stuck = True
             self._say()
@@ -234,8 +237,9 @@ class TextRow(BatchRow):
                 self.reason, text = "length", text + self.text.rest()
         wanted = token.logprob is not None and not ends
         tokens = (self._logprob(token),) if wanted else ()
-        if text or tokens:
-            delta = TextDelta(text, tokens)
+        gates = self.gates.take(self.generated)
+        if text or tokens or gates:
+            delta = TextDelta(text, tokens, gates=gates)
             if self._whole is None:
                 self.send(delta)
             else:
@@ -251,7 +255,11 @@ class TextRow(BatchRow):
 
 def _joined(deltas: list[TextDelta]) -> TextDelta:
     text = "".join(delta.text for delta in deltas)
-    return TextDelta(text, tuple(token for delta in deltas for token in delta.tokens))
+    return TextDelta(
+        text,
+        tuple(token for delta in deltas for token in delta.tokens),
+        gates=tuple(gate for delta in deltas for gate in delta.gates),
+    )
 
 
 class _Events:

@@ -34,6 +34,8 @@ class Policies:
         policies that cannot be applied.
         """
         self.path, self.config, self.revision, self.keyed = path, config, revision, keyed
+        if keyed:
+            _require_known(config)
         self.earlier_keys: set[str] = set()
         """Keys of earlier revisions that running requests may still have."""
         self.default = config.server.default_policy
@@ -68,6 +70,20 @@ class Policies:
                 f"there is no policy {shown} here: use one of {', '.join(self.entries)}"
             )
         return entry
+
+
+def _require_known(config: Config) -> None:
+    """Raise ConfigError for what `guard serve` and `guard proxy` alone do with policies."""
+    where = "is for `guard serve` and `guard proxy`, and not for vLLM's own server: leave it out"
+    problems = [
+        f"policies.{name}.shadow: {where}"
+        for name, policy in config.policies.items()
+        if policy.shadow is not None
+    ]
+    if config.live_policies.is_configured:
+        problems.append(f"live_policies: {where}, which follows its file on POST /guard/reload")
+    if problems:
+        raise ConfigError(problems)
 
 
 def require_guarded(entry: RevisionEntry, *, pools: bool, is_screened: bool = False) -> None:

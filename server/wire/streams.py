@@ -146,7 +146,7 @@ class EventStream(Response):
             yield from (chunk | absent for chunk in self.reply.opening(index))
         if isinstance(event, TextDelta):
             self._deltas += 1
-            if event.text or event.tokens:
+            if event.text or event.tokens or event.gates:
                 yield from (chunk | absent for chunk in self.reply.delta(index, event))
             return
         if isinstance(event, CallDelta | CallEnd):

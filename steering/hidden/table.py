@@ -6,7 +6,7 @@ Rows are added, moved and removed by the engine's scheduler; one forward pass is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import starmap
 from math import isnan
@@ -43,6 +43,10 @@ def require_tokens(hidden: Tensor, shape: Sequence[int]) -> None:
         )
 
 
+TokenScores = Mapping[str, float]
+"""Guard → its score of one token; empty for a token that no guard reads: padding, the first one."""
+
+
 class EarlierTurns(NamedTuple):
     """The tokens `[rows, tokens]` of a forward that stand before the last turns of its rows;
     `end`: those turns begin in this forward."""
@@ -73,6 +77,9 @@ class Table(GuardedRows):
         self._steering = np.zeros(capacity, bool)
         # rows whose next token has been read before, which must not count twice
         self._again = np.zeros(capacity, bool)
+        self._shows = np.zeros(capacity, bool)
+        self._shown: dict[int, list[TokenScores]] = {}
+        """Row → the scores of the tokens that it has read and nobody has taken."""
         self._mask: Tensor | None = None
         self._fresh: Tensor | None = None
         self.senses = self.acts = False
@@ -89,8 +96,10 @@ class Table(GuardedRows):
         """Let the request on row `source` live on row `target` from now on."""
         for state in (*self._slots.tensors(), self._generated):
             state[target] = state[source]
-        for mirror in (self._guarded, self._rechecks, self._steering, self._again):
+        for mirror in (self._guarded, self._rechecks, self._steering, self._again, self._shows):
             mirror[target] = mirror[source]
+        if source in self._shown:
+            self._shown[target] = self._shown.pop(source)
         self._guards[target] = self._guards[source]
         self._columns[target] = self._columns[source]
         self.remove(source)
@@ -98,7 +107,25 @@ class Table(GuardedRows):
     def remove(self, row: int) -> None:
         """Forget the request on `row`."""
         super().remove(row)
-        self._steering[row] = self._again[row] = False
+        self._steering[row] = self._again[row] = self._shows[row] = False
+        self._shown.pop(row, None)
+
+    def show(self, row: int) -> None:
+        """Keep the scores of each token that the request on `row` reads, for `take_scores`: of
+        generated tokens too, and of guards that decide on the prompt alone. Nothing else changes.
+
+        Costs a transfer from the device in each forward of such a row.
+        """
+        self._shows[row] = self._guarded[row]
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self._shown)
+
+    def take_scores(self, row: int) -> list[TokenScores]:
+        """The scores that have been kept for `row` since they were last taken."""
+        return self._shown.pop(row, [])
 
     def rewind(self, row: int, back: int) -> None:
         """Let the request on `row` go `back` generated tokens back; the first of them is read again
@@ -202,7 +229,7 @@ class Table(GuardedRows):
         if not self._prompt and self._again[rows].any():
             self._fresh = torch.from_numpy(~self._again[rows]).to(self.bank.device)[:, None]
             self._again[rows] = False
-        sensed = self._guarded if self._prompt else self._rechecks
+        sensed = self._guarded if self._prompt else self._rechecks | self._shows
         self.senses = bool(sensed[rows].any())
         self.acts = bool(self._steering[rows].any())
         self._scores: Tensor | None = None
@@ -260,6 +287,8 @@ class Table(GuardedRows):
             last[:, -1] = self._ends
             scores = self._only_last(rows, scores, last)
         deciding = self._deciding(rows, layer)
+        if layer == self.bank.last_decision and self._shows[self._host_rows].any():
+            self._show(scores)
         if self._earlier is not None:
             self._read_earlier(self._earlier, scores, deciding)
         limit = slots.threshold[rows] if self._prompt else slots.recheck[rows]
@@ -267,6 +296,22 @@ class Table(GuardedRows):
         self._inspect(rows, scores, limit, real, deciding, fires=self._ends)
         if self._ends:
             self._schedule()
+
+    def _show(self, scores: Tensor) -> None:
+        """Keep `scores [rows, tokens, most]` of the rows that show them."""
+        numbers = np.arange(len(self._guards))[self._host_rows]
+        places = np.flatnonzero(self._shows[numbers])
+        counted = None
+        if self._mask is not None:
+            earlier = self._earlier.tokens if self._earlier is not None else False
+            counted = (self._mask | earlier)[on_device(places, scores.device)].tolist()
+        found = scores[on_device(places, scores.device)].tolist()
+        for i, row in enumerate(numbers[places].tolist()):
+            names = self._guards[row]
+            self._shown.setdefault(row, []).extend(
+                dict(zip(names, token, strict=False)) if counted is None or counted[i][j] else {}
+                for j, token in enumerate(found[i])
+            )
 
     def _read_earlier(self, earlier: EarlierTurns, scores: Tensor, deciding: Tensor | None) -> None:
         """Let the statistics, which are of earlier turns alone, lower the thresholds of guards

@@ -27,7 +27,7 @@ from guard.tenants.keys import key_ring
 from server.app import create_app
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
-from server.lifecycle.run import follow_policies
+from server.lifecycle.opening import follow_policies
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
 from server.observe.tracing import OFF, Tracing

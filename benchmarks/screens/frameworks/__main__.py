@@ -1,15 +1,15 @@
 """What agent frameworks send, and on how much of it the shipped screens fire.
 
-    python -m venv DIR && DIR/bin/pip install -r benchmarks/screens/frameworks/drivers/requirements.txt
-    mkdir NODE && cp benchmarks/screens/frameworks/drivers/package.json NODE && npm install --prefix NODE
-    python -m benchmarks.screens.frameworks --python DIR/bin/python [--node NODE] [--sent FILE] [--json]
+    python -m benchmarks.screens.frameworks --python PYTHON [--node NODE] [--sent FILE] [--json]
 
-Eight frameworks (the seven of `capture.FRAMEWORKS`, and Vercel's AI SDK where NODE is given) run
-their scenarios against an upstream on this machine that plays scripts: chats, tools over several
-rounds with their errors, structured output with retries, hand-offs, retrieval, memories. The bodies
-go through the server's own reading, under a policy that reads all places, and one that reads those
-that each screen is for. A row counts different texts as the screens read them. FILE keeps what was
-sent: where it is there already, no framework is run.
+PYTHON is that of an environment with `drivers/requirements.txt`, NODE a folder with
+`drivers/package.json` in which `npm install` has run. Eight frameworks (the seven of
+`capture.FRAMEWORKS`, and Vercel's AI SDK where NODE is given) run their scenarios against an
+upstream on this machine that plays scripts: chats, tools over several rounds with their errors,
+structured output with retries, hand-offs, retrieval, memories. The bodies go through the server's
+own reading, under a policy that reads all places, and one that reads those that each screen is for.
+A row counts different texts as the screens read them, and the beginnings of those on which a screen
+fires follow. FILE keeps what was sent: where it is there already, no framework is run.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from guard.commands.tables import add_row, new_table
 from guard.config.checks import NO_POLICY
 from guard.config.kinds import kind_of
 from guard.config.pattern_checks import ENTITIES
-from guard.config.policy_schema import OF_METHODS, TextAction
+from guard.config.policy_schema import OF_METHODS, PolicyConfig, TextAction
 from guard.config.schema import Config, GuardConfig, ModelConfig, PatternsConfig, load_config
 from guard.errors import ConfigError, ModelError
 from guard.models.sources import resolve_source
@@ -142,12 +142,30 @@ def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> 
         "replacement": policy.replacement,
         "debug": policy.debug,
         "message": policy.message,
-        "guards": [guards[guard] for guard in policy.guards],
+        "keep_text": policy.keep_text,
+        "guards": [_under(policy, guards[guard]) for guard in policy.guards],
+        "shadow": _shadow(policy.shadow, guards),
         "notes": _notes([guards[guard] for guard in policy.guards]),
         "screen": policy.screen.model_dump(mode="json"),
         "asked_for_by": _tenants(config, name),
         "in_proxy": describe_policy(config, name, guards),
     }
+
+
+def _under(policy: PolicyConfig, guard: Mapping[str, Any]) -> dict[str, Any]:
+    """A guard with the threshold that a policy gives it."""
+    threshold = policy.thresholds.get(guard["name"])
+    own = {} if threshold is None else {"threshold": {"value": threshold, "from": "policy"}}
+    return {**guard, **own}
+
+
+def _shadow(
+    shadow: PolicyConfig | None, guards: Mapping[str, dict[str, Any]]
+) -> dict[str, Any] | None:
+    if shadow is None:
+        return None
+    named = [_under(shadow, guards[guard]) for guard in shadow.guards]
+    return {"action": shadow.action, "actions": dict(shadow.actions), "guards": named}
 
 
 def _notes(guards: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -259,6 +277,11 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             title += f"; {_answering(policy)}"
         if policy["message"]:
             title += f"; message {json.dumps(policy['message'], ensure_ascii=False)}"
+        if policy["keep_text"]:
+            title += "; keeps the texts of its last requests in memory"
+        if (shadow := policy["shadow"]) is not None:
+            names = ", ".join(guard["name"] for guard in shadow["guards"])
+            title += f"; in shadow: {shadow['action']} by {names}"
         if name == NO_POLICY:
             title = f"Policy {name}: no guards, for {tenants}"
         table = new_table(title, "guard", "concept", "method", *_TUNABLE, "fits model")

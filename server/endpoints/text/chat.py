@@ -19,6 +19,7 @@ from server.observe.exchange import Exchange, exchange_of
 from server.openapi.operation import ASKING, JSON, Operation
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
 from server.services.text_jobs import Call, CollectedText, Usage
+from server.services.token_gates import TokenGate
 from server.services.tools.parser import CallDelta, CallEnd
 from server.wire.schemas.answers.chat import ChatCompletion, ChatCompletionChunk
 from server.wire.schemas.answers.errors import OpenAIError
@@ -59,6 +60,7 @@ class ChatReply:
                     "message": _message(text, row.calls, refusal),
                     "logprobs": self._logprobs(tokens),
                     "finish_reason": row.finished.reason,
+                    **_gates(() if refusal is not None else row.gates),
                     **self.exchange.guard(row.finished.verdict),
                 }
                 for index, row in enumerate(rows)
@@ -74,7 +76,9 @@ class ChatReply:
 
     def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
         """A chunk of new text."""
-        return [self._chunk(index, {"content": delta.text}, self._logprobs(delta.tokens))]
+        chunk = self._chunk(index, {"content": delta.text}, self._logprobs(delta.tokens))
+        chunk["choices"][0] |= _gates(delta.gates)
+        return [chunk]
 
     def call(self, index: int, event: CallDelta | CallEnd) -> Sequence[dict[str, Any]]:
         """A chunk with a part of a call."""
@@ -135,6 +139,18 @@ class ChatReply:
         return {"content": content, "refusal": None}
 
 
+def _gates(gates: Sequence[TokenGate]) -> dict[str, Any]:
+    """The member `gates` of a choice, where there are any."""
+    if not gates:
+        return {}
+    named = [
+        {"position": gate.position, "scores": gate.scores}
+        | ({"token": gate.text} if gate.position == 0 else {})
+        for gate in gates
+    ]
+    return {"gates": named}
+
+
 def _message(text: str | None, calls: Sequence[Call], refusal: str | None) -> dict[str, Any]:
     content = text or None if calls else text
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": refusal}
@@ -168,6 +184,8 @@ def chat_router(gateway: Gateway) -> APIRouter:
         """Answer a conversation, whole or as a stream."""
         admission = await gateway.admit(request, ChatRequest, gateway.text_service)
         body = admission.body
+        if body.guard is not None and body.guard.debug:
+            gateway.require_debug(request, admission)
         asked = await chat_prompt(gateway, admission)
         job = gateway.text_job(admission, [asked.prompt], body.row_settings(), asked.tools)
         structured = job.requests[0].sampling.constraint is not None

@@ -56,6 +56,13 @@ class GuardOptions(Part):
         return options
 
 
+class DebugGuardOptions(GuardOptions):
+    """`debug` asks where guards act: for the masks of the pixels that they have changed, or the
+    scores that they give each token."""
+
+    debug: bool = False
+
+
 class ModelRequest(Part):
     """The fields of every request to a model."""
 
@@ -75,7 +82,7 @@ class RowSettings:
 
     `max_tokens` None is the most that is possible; `max_tokens_at` is its name in the body. Where
     it is `lowered`, more than is possible is the most that is: for an API whose clients cannot
-    leave it out.
+    leave it out. `debug` asks for the scores of each token.
     """
 
     temperature: float = 1.0
@@ -89,6 +96,7 @@ class RowSettings:
     top_logprobs: int | None = None
     options: SamplingOptions = PLAIN_SAMPLING
     constraint: Constraint | None = None
+    debug: bool = False
 
 
 def parse_request(schema: type[S], body: dict[str, Any]) -> S:

@@ -24,7 +24,7 @@ from guard.config.policy_schema import MAX_PROMPT_CHARS
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.wire.embeddings import Numbers, read_numbers
 from server.wire.image_files import FORMATS, ImageFormat
-from server.wire.schemas.base import GuardOptions, OpenAIRequest
+from server.wire.schemas.base import DebugGuardOptions, OpenAIRequest
 
 SEED_LIMIT = 2**63
 _SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
@@ -47,12 +47,6 @@ def _size(text: str) -> str:
     return text
 
 
-class ImageGuardOptions(GuardOptions):
-    """`debug` asks for the masks of the pixels that guards have changed."""
-
-    debug: bool = False
-
-
 class ImageRequest(OpenAIRequest):
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
         "background": ("auto", "opaque"),
@@ -67,7 +61,7 @@ class ImageRequest(OpenAIRequest):
         "svg": (),
     }
 
-    guard: ImageGuardOptions | None = None
+    guard: DebugGuardOptions | None = None
     prompt: Annotated[str, Field(json_schema_extra=_PROMPT)]
     n: int = Field(1, ge=1)
     size: Annotated[str, AfterValidator(_size), Field(json_schema_extra=_SIZES)] = "auto"

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 from server.errors import InvalidParameter
 from server.services.interface import SamplingOptions
 from server.services.tools.offered import OfferedTools
-from server.wire.schemas.base import OpenAIRequest, Part, RowSettings
+from server.wire.schemas.base import DebugGuardOptions, OpenAIRequest, Part, RowSettings
 from server.wire.schemas.chat_messages import ChatTool, Message, ToolChoice, offered_tools
 from server.wire.schemas.conversation import Turn
 from server.wire.schemas.structured import StructuredFields
@@ -128,6 +128,7 @@ class ChatRequest(TextRequest):
         "web_search_options": (),
     }
 
+    guard: DebugGuardOptions | None = None
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
@@ -163,10 +164,17 @@ class ChatRequest(TextRequest):
             super().row_settings(),
             max_tokens=self.max_completion_tokens or self.max_tokens,
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            debug=self.guard is not None and self.guard.debug,
         )
 
     @model_validator(mode="after")
     def _parameters_agree(self) -> Self:
+        if self.guard is not None and self.guard.debug and self.tools:
+            raise InvalidParameter(
+                "'guard.debug' does not go with 'tools', whose calls stand in place of tokens; "
+                "leave one of them out.",
+                param="guard.debug",
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidParameter(
                 "'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs"

@@ -39,12 +39,13 @@ from steering.prompt import Prompt
 @dataclass(frozen=True)
 class RowStart:
     """A row to be added: its prompt (not empty), the guards it carries, its sampling, and the name
-    of the LoRA adapter that it runs with."""
+    of the LoRA adapter that it runs with. `debug`: its tokens come with the `gates` of guards."""
 
     prompt: Prompt
     guards: Sequence[RowGuard]
     sampling: RowSampling
     adapter: str | None = None
+    debug: bool = False
 
 
 @dataclass(frozen=True)
@@ -314,6 +315,8 @@ class TransformersEngine:
 
     def _add_row(self, row: int, start: RowStart) -> None:
         self._table.add(row, start.guards)
+        if start.debug:
+            self._table.show(row)
         self._sampling.add(row, start.sampling, start.prompt.tokens)
         self._overlays.add(row, start.adapter)
         self._length[row] = len(start.prompt)
@@ -375,4 +378,9 @@ class TransformersEngine:
         tokens = token.tolist()
         unmatched = self._sampling.follow(rows, tokens)
         settings = [self._sampling.settings[row] for row in rows]
-        return row_tokens(tokens, logits, flags, settings, unmatched)
+        result = row_tokens(tokens, logits, flags, settings, unmatched)
+        if self._table.keeps_scores:
+            for place, row in enumerate(rows.tolist()):
+                gates = tuple(self._table.take_scores(row))
+                result[place] = replace(result[place], gates=gates)
+        return result

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from steering.engines.transformers.sampling import RowSampling
-from steering.hidden.table import RowFlags
+from steering.hidden.table import RowFlags, TokenScores
 
 
 @dataclass(frozen=True)
 class RowToken:
-    """One generated token. `logprob`, `top` and `scores` are filled where the row asked for them.
+    """One generated token. `logprob`, `top`, `scores` and `gates` are filled where the row asked
+    for them; `gates` are of the tokens that were read to generate this one.
 
     `unmatched`: the row's grammar follows its answer no further: nothing behind is known to match.
     """
@@ -25,6 +26,7 @@ class RowToken:
     scores: tuple[float, ...] = ()
     """Log-probabilities of the tokens `RowSampling.scored`."""
     unmatched: bool = False
+    gates: tuple[TokenScores, ...] = ()
 
 
 def row_tokens(

@@ -24,6 +24,7 @@ MORE: list[dict[str, Any]] = [
     {"screen": {"look": ["user", "response", "system"]}},
     {"screen": {"turns": 4}},
     {"screen": {"first_stage": False}},
+    {"shadow": {"guards": ["b"], "action": "observe"}},
 ]
 LESS: list[dict[str, Any]] = [
     {"guards": ["b"]},
@@ -44,6 +45,8 @@ LESS: list[dict[str, Any]] = [
     {"screen": {"race": True}},
     {"screen": {"restore": True}},
     {"screen": {"unscreened": ["/v1/files*"]}},
+    # which threshold is the lower one is not known without the artifact
+    {"thresholds": {"a": 0.5}},
 ]
 
 
@@ -53,6 +56,13 @@ def configured(**policies: dict[str, Any]) -> Config:
 
 def changed(change: dict[str, Any]) -> dict[str, Any]:
     return {**FLOOR, **change, "screen": FLOOR["screen"] | change.get("screen", {})}
+
+
+def test_a_lower_threshold_covers_a_higher_one() -> None:
+    low, high = ({**FLOOR, "thresholds": {"a": threshold}} for threshold in (0.4, 0.6))
+    config = configured(low=low, high=high)
+    assert covers(config, "low", "high")
+    assert not covers(config, "high", "low")
 
 
 @pytest.mark.parametrize("change", MORE, ids=str)

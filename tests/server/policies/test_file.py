@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.server.policies.stand import administered, until
+from guard.config.schema import load_config
+from guard.errors import GuardError
+from guard.policies.effective import PolicyFile
+from guard.policies.store import VersionStore, store_of
+from guard.policies.versions import Change, Version
+from server.policies.live import LiveConfiguration
+from server.policies.service import LivePolicies
+from tests.server.policies.stand import administered, until, write_config
 
 
 def edit(folder: Path, before: str, after: str) -> None:
@@ -58,6 +66,34 @@ def test_what_was_edited_meanwhile_is_in_force_at_the_start(tmp_path: Path) -> N
     ) as admin:
         assert [admin.said(text) for text in ("forbidden", "Tom")] == ["flagged", "flagged"]
         assert admin.ask("GET", "strict").json()["version"] == 3
+
+
+class OvertakenStore(VersionStore):
+    """Another server is always a little quicker to add the same."""
+
+    def append(self, changes: Sequence[Change], after: int) -> Sequence[Version]:
+        super().append(changes, after)
+        return super().append(changes, after)
+
+
+def test_servers_that_start_together_share_the_first_versions(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(write_config(tmp_path))
+    config = load_config(path)
+    live, store = LiveConfiguration(config), OvertakenStore(store_of(config).database)
+    LivePolicies(live, store, PolicyFile(path)).open()
+    assert store.revision() == 1 and "strict" in live.config.policies
+
+
+def test_a_database_that_does_not_go_with_the_file_is_said(tmp_path: Path) -> None:
+    with administered(tmp_path) as admin:
+        admin.put("people", {"guards": ["names"]})
+    path = tmp_path / "config.toml"
+    path.write_text(path.read_text().replace('name = "names"', 'name = "others"'))
+    config = load_config(path)
+    policies = LivePolicies(LiveConfiguration(config), store_of(config), PolicyFile(path))
+    with pytest.raises(GuardError, match=r"do not go with .*policies.people.guards\[0\]"):
+        policies.open()
 
 
 def test_a_policy_taken_out_of_the_file_is_removed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from guard.config.schema import load_config
 from guard.plans.screens import TextPlans
 from guard.tenants.secret import hash_key
 from server.app import create_app
-from server.lifecycle.run import follow_policies
+from server.lifecycle.opening import follow_policies
 from server.observe.exchange import Exchange
 from server.policies.live import LiveConfiguration
 from server.screening.middleware import Screens

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from guard.config.schema import Config, load_config
-from guard.errors import GuardError, InvalidPolicy, ModelError, PolicyChanged
+from guard.errors import GuardError, InvalidPolicy, ModelError
 from guard.plans.screens import TextPlans
-from guard.policies.store import VersionStore, store_of
-from guard.policies.versions import Change, Version
+from guard.policies.store import store_of
+from guard.policies.versions import Change
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
 from server.policies.live import LiveConfiguration
@@ -127,7 +127,7 @@ def test_all_policies_together_have_a_bound(
         assert answer.status_code == 400 and "bytes" in answer.json()["error"]["message"]
 
 
-def opened(folder: Path, config: Config) -> LiveConfiguration:
+def opened(config: Config) -> LiveConfiguration:
     live = LiveConfiguration(config)
     metrics = Metrics(config)
     requirements, recorder = Requirements(lambda: None), Recorder(metrics.verdicts, None)
@@ -137,34 +137,16 @@ def opened(folder: Path, config: Config) -> LiveConfiguration:
     return live
 
 
-def test_servers_that_start_at_once_all_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append = VersionStore.append
-    others: list[object] = []
-
-    def overtaken(store: VersionStore, changes: Sequence[Change], after: int) -> Sequence[Version]:
-        if not others:
-            others.append(append(store, changes, after))
-            raise PolicyChanged("Somebody was quicker.")
-        return append(store, changes, after)
-
-    (tmp_path / "config.toml").write_text(write_config(tmp_path))
-    monkeypatch.setattr(VersionStore, "append", overtaken)
-    config = load_config(tmp_path / "config.toml")
-    assert opened(tmp_path, config).config.policies == config.policies and others
-
-
 def test_all_but_the_policies_stays_as_it_was_started(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     text = write_config(tmp_path)
     path.write_text(text + '[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:9"\nplugin = true\n')
     config = load_config(path).model_copy(update={"upstreams": ()})  # the command line's
-    assert opened(tmp_path, config).config.upstreams == ()
+    assert opened(config).config.upstreams == ()
     # what was loaded is of the file that was read then
     path.write_text(text.replace('name = "names"', 'name = "people"'))
     with pytest.raises(GuardError, match=r"\[patterns\]: has changed since it was read"):
-        opened(tmp_path, config)
+        opened(config)
 
 
 def test_a_screen_that_did_not_load_is_not_promised(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from tests.server.policies.stand import Administrator, administered
+import pytest
+from typer.testing import CliRunner
+
+from guard.cli import app
+from tests.server.policies.stand import SECRET, Administrator, administered
+from tests.server.proxy.screened import answering
 
 KEPT = '[policies.strict]\nguards = ["words"]\naction = "block"\nkeep_text = true\n'
 
@@ -81,8 +87,6 @@ def test_texts_are_forgotten_where_the_policy_keeps_none_any_more(tmp_path: Path
 
 
 def test_an_answer_that_was_read_counts_though_it_was_not_kept(tmp_path: Path) -> None:
-    from tests.server.proxy.screened import answering
-
     with administered(tmp_path, KEPT, upstream=answering("a forbidden answer")) as admin:
         assert admin.said("hello") == "blocked"
         found = replayed(admin, {"guards": ["words"], "action": "flag", "keep_text": True})
@@ -101,6 +105,21 @@ def test_versions_and_shadows_are_replayed(tmp_path: Path) -> None:
         assert shadow["changed"] == 2
         for body in ({}, {"version": 1, "shadow": True}, {"settings": {}, "last": 0}):
             assert admin.ask("POST", "strict/replay", json=body).status_code == 400
+
+
+def test_the_command_asks_a_running_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "strict.toml"
+    file.write_text('guards = ["names"]\naction = "block"\nkeep_text = true\n')
+    with administered(tmp_path, KEPT) as admin:
+        admin.said("Tom")
+        line = ["policy", "replay", str(file), "--url", f"{admin.proxy.url}/v1", "--json"]
+        assert "GUARD_ADMIN_KEY is empty" in CliRunner().invoke(app, line).output
+        monkeypatch.setenv("GUARD_ADMIN_KEY", "another")
+        refused = CliRunner().invoke(app, line)
+        assert refused.exit_code == 1 and "Unknown API key" in refused.output
+        monkeypatch.setenv("GUARD_ADMIN_KEY", SECRET)
+        found = json.loads(CliRunner().invoke(app, line).stdout)
+        assert (found["changed"], found["requests"][0]["source"]) == (1, "text")
 
 
 def test_scores_are_listed(tmp_path: Path) -> None:

@@ -120,6 +120,20 @@ def test_a_default_without_a_guard_for_text_is_refused(folder: Path) -> None:
         policies(folder, "drawn", extra)
 
 
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ('[live_policies]\ndatabase = "versions.sqlite"\n', "live_policies"),
+        ('[policies.hp.shadow]\nguards = ["med"]\n', "policies.hp.shadow"),
+    ],
+)
+def test_what_other_servers_alone_do_with_policies_is_refused(
+    extra: str, named: str, folder: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{named}: is for `guard serve`"):
+        policies(folder, extra=extra)
+
+
 SCREENED = """
 [[patterns]]
 name = "secrets"

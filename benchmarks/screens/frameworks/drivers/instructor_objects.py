@@ -100,8 +100,8 @@ TICKET = {
     "steps": ["new cable", "factory reset"],
 }
 COMPLAINT = (
-    "Hi, since the update on Friday my router restarts each night around 2. I have changed the cable "
-    "and reset it to factory settings. I work from home, so please hurry."
+    "Hi, since the update on Friday my router restarts each night around 2. I have changed the "
+    "cable and reset it to factory settings. I work from home, so please hurry."
 )
 INVOICE = "Invoice INV-104233 of Contoso Ltd: 1,240.50 EUR, to be paid by 15 March 2026."
 _MODES = ("TOOLS", "TOOLS_STRICT", "JSON", "JSON_SCHEMA", "MD_JSON", "RESPONSES_TOOLS")

@@ -60,6 +60,15 @@ class ChatToolCallDelta(TypedDict):
     function: FunctionCallPart
 
 
+class ChatGate(TypedDict):
+    """The scores of guards for one token, which `guard.debug` asks for: `position` n is the n-th
+    token of the answer, 0 one of the prompt, which `token` names."""
+
+    position: int
+    scores: dict[str, float]
+    token: NotRequired[str]
+
+
 class ChatMessage(TypedDict):
     """`refusal` stands in place of an answer of a given form that was blocked."""
 
@@ -74,6 +83,7 @@ class ChatChoice(TypedDict):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
+    gates: NotRequired[list[ChatGate]]
     guard: NotRequired[Guard]
 
 
@@ -103,6 +113,7 @@ class ChatChunkChoice(TypedDict):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
+    gates: NotRequired[list[ChatGate]]
     guard: NotRequired[Guard]
 
 

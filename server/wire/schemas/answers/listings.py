@@ -62,7 +62,8 @@ class ModelList(TypedDict):
 
 
 class ServedPolicy(TypedDict):
-    """`models` are those that requests may name with it; `shadow` are guards that only observe."""
+    """`models` are those that requests may name with it; `shadow` are guards that only observe;
+    `debug`: requests may ask where guards act."""
 
     id: str
     object: Literal["policy"]
@@ -71,6 +72,7 @@ class ServedPolicy(TypedDict):
     action: str
     on_error: Literal["closed", "open"]
     fallback: str
+    debug: bool
     models: list[str]
 
 

@@ -54,6 +54,19 @@ def test_check_shows_a_guard_in_shadow(good: Path) -> None:
     assert guard["shadow"] is True
 
 
+def test_check_shows_a_policys_own_threshold_and_its_shadow(good: Path) -> None:
+    table = "[policies.strict]\n"
+    shadow = (
+        '[policies.strict.shadow]\nguards = ["hp"]\naction = "flag"\nthresholds = { hp = 0.2 }\n'
+    )
+    good.write_text(GOOD.replace(table, f"{table}thresholds = {{ hp = 0.9 }}\n") + shadow, "utf-8")
+    output = " ".join(run("check", good).stdout.split())
+    assert "in shadow: flag by hp" in output and "0.9 (policy)" in output
+    strict = json.loads(run("check", good, "--json").stdout)["policies"]["strict"]
+    assert strict["guards"][0]["threshold"] == {"value": 0.9, "from": "policy"}
+    assert strict["shadow"]["guards"][0]["threshold"] == {"value": 0.2, "from": "policy"}
+
+
 def test_check_says_what_becomes_of_answers(good: Path) -> None:
     plain = run("check", good).stdout
     assert "guards decide on the whole conversation" in plain and "message" not in plain

@@ -1,0 +1,202 @@
+"""`/guard/v1/me` and `/guard/v1/traffic`: who a key is of, and the requests that have ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.datastructures import Headers, QueryParams
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from guard.errors import TooManyRequests, Unauthorized
+from guard.tenants.keys import KeyRing, Principal
+from server.auth import READERS, authenticate
+from server.errors import ClientGone, InvalidParameter
+from server.observe.traffic import MOST_KEPT, Finished, Traffic
+from server.openapi.operation import JSON, LISTING, Operation, Query
+from server.services.text_jobs import until_disconnect
+from server.wire.replies import JSONReply
+from server.wire.schemas.answers.console import Caller, FinishedRequest, TrafficPage
+from server.wire.streams import frame
+
+PAGE = 100
+MOST_STREAMS = 32
+_GATHER_S = 0.2
+"""A stream is told of requests that end within this time at once: a busy server has many."""
+_LONGEST = 200
+"""Characters of a filter's value."""
+_FILTERS = {
+    "model": "Only requests to this model.",
+    "policy": "Only those under this policy.",
+    "outcome": "Only those with this outcome.",
+    "tenant": "Only those of this tenant.",
+    "guard": "Only those on which this guard has fired.",
+}
+_QUERIES = (
+    Query(
+        name="after",
+        schema={"type": "integer", "minimum": 0},
+        description="The id of a request: those that have ended since.",
+    ),
+    *(
+        Query(name=name, schema={"type": "string", "maxLength": _LONGEST}, description=words)
+        for name, words in _FILTERS.items()
+    ),
+)
+_LIST = Operation(
+    answers={JSON: TrafficPage},
+    queries=(
+        Query(
+            name="limit",
+            schema={"type": "integer", "minimum": 1, "maximum": MOST_KEPT, "default": PAGE},
+            description="How many, of the newest.",
+        ),
+        *_QUERIES,
+    ),
+    errors=LISTING | {400, 403},
+    admin=True,
+)
+_STREAM = Operation(
+    events=(FinishedRequest,), queries=_QUERIES, errors=LISTING | {400, 403, 429}, admin=True
+)
+_ME = Operation(answers={JSON: Caller}, errors=LISTING)
+
+
+def caller_router(
+    keys: KeyRing | None, admins: KeyRing | None, offers: Sequence[str], public: Sequence[str]
+) -> APIRouter:
+    """The route that says who a key is of. `offers` are the parts of this server that a role may
+    use, `public` those that need none."""
+    router = APIRouter(prefix="/guard/v1")
+
+    @router.get("/me", openapi_extra=_ME.as_extra())
+    async def read_caller(request: Request) -> Response:
+        """Who the caller is, and what is here; without a key, what there is for anybody."""
+        principal = _principal(request.headers, keys, admins)
+        reads = principal is not None and principal.role in READERS
+        return JSONReply(
+            {
+                "object": "caller",
+                "name": principal.tenant if principal else None,
+                "role": principal.role if principal else None,
+                "keyed": keys is not None,
+                "administered": admins is not None,
+                "offers": [*public, *(offers if reads else ())],
+            }
+        )
+
+    return router
+
+
+def traffic_router(traffic: Traffic, admins: KeyRing) -> APIRouter:
+    """The routes of traffic, for the keys in `admins` of a role that reads."""
+    router = APIRouter(prefix="/guard/v1/traffic")
+
+    @router.get("", openapi_extra=_LIST.as_extra())
+    async def list_traffic(request: Request) -> Response:
+        """The newest of the last requests that have ended here, the newest first."""
+        authenticate(admins, request.headers, READERS)
+        limit = _number(request.query_params, "limit", PAGE, least=1, most=MOST_KEPT)
+        wanted, after = _wanted(request.query_params), _after(request.query_params)
+        found = [each for each in reversed(traffic.since(after)) if _matches(each, wanted)]
+        data = [each.as_dict() for each in found[:limit]]
+        return JSONReply({"object": "list", "data": data, "has_more": len(found) > limit})
+
+    @router.get("/events", openapi_extra=_STREAM.as_extra())
+    async def stream_traffic(request: Request) -> Response:
+        """An event for each request that ends, until the client hangs up or the server stops. Ids
+        that are missed are of requests that another filter would show, or that came too fast."""
+        authenticate(admins, request.headers, READERS)
+        wanted, after = _wanted(request.query_params), _after(request.query_params)
+        if traffic.followers >= MOST_STREAMS:
+            raise TooManyRequests(
+                f"{MOST_STREAMS} clients follow the traffic already: close one of them.",
+                retry_after=10,
+            )
+        return TrafficStream(traffic, wanted, after)
+
+    return router
+
+
+class TrafficStream(Response):
+    """An event for each request that ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, traffic: Traffic, wanted: Mapping[str, str], after: int) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._traffic, self._wanted, self._after = traffic, wanted, after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientGone):
+            await until_disconnect(receive, self._stream(send))
+
+    async def _stream(self, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        after = self._after
+        with self._traffic.followed() as follower:
+            while not self._traffic.is_stopped:
+                found = self._traffic.since(after)
+                if found:
+                    after = found[-1].number
+                shown = [each for each in found if _matches(each, self._wanted)]
+                if body := b"".join(frame(each.as_dict()) for each in shown):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                await follower.wait()
+                if not self._traffic.is_stopped:
+                    await asyncio.sleep(_GATHER_S)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _principal(headers: Headers, keys: KeyRing | None, admins: KeyRing | None) -> Principal | None:
+    """Whose key it is, None without one. Raises Unauthorized for one that nobody knows."""
+    every = ("tenant", *READERS)
+    unknown: Unauthorized | None = None
+    for ring in (admins, keys):
+        try:
+            if (found := authenticate(ring, headers, every)) is not None:
+                return found
+        except Unauthorized as error:
+            unknown = error
+    has_key = any(name in headers for name in ("authorization", "x-api-key", "api-key"))
+    if unknown is not None and has_key:
+        raise unknown
+    return None
+
+
+def _wanted(query: QueryParams) -> dict[str, str]:
+    wanted = {name: query[name] for name in _FILTERS if query.get(name)}
+    for name, value in wanted.items():
+        if len(value) > _LONGEST:
+            raise InvalidParameter(f"'{name}' is longer than any name.", param=name)
+    return wanted
+
+
+def _matches(finished: Finished, wanted: Mapping[str, str]) -> bool:
+    verdict: Any = finished.verdict
+    for name, value in wanted.items():
+        if name == "guard":
+            if not any(each.fired and each.guard == value for each in verdict.guards):
+                return False
+        elif value != (finished.tenant if name == "tenant" else getattr(verdict, name)):
+            return False
+    return True
+
+
+def _after(query: QueryParams) -> int:
+    return _number(query, "after", 0, least=0, most=2**53)
+
+
+def _number(query: QueryParams, name: str, default: int, *, least: int, most: int) -> int:
+    given = query.get(name)
+    if given is None:
+        return default
+    if not given.isdecimal() or len(given) > 16 or not least <= int(given) <= most:
+        raise InvalidParameter(f"'{name}' is a number from {least} to {most}.", param=name)
+    return int(given)

@@ -1,0 +1,46 @@
+"""`/guard/v1/me` and `/guard/v1/traffic`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from guard.tenants.levels import Role
+from guard.verdict import GuardVerdict, Outcome
+
+
+class Caller(TypedDict):
+    """Who a key is of; `role` null without a key. `keyed`: models need one. `administered`: there
+    are keys of administrators. `offers` are the parts of the server that the caller may use."""
+
+    object: Literal["caller"]
+    name: str | None
+    role: Role | None
+    keyed: bool
+    administered: bool
+    offers: list[str]
+
+
+class FinishedRequest(TypedDict):
+    """A request that has ended, as in the audit log; `id` counts the requests of this server since
+    its start."""
+
+    id: int
+    time: str
+    tenant: str
+    request_id: str
+    model: str
+    policy: str
+    outcome: Outcome
+    guards: list[GuardVerdict]
+    elapsed_ms: float
+    unscreened: list[str]
+
+
+class TrafficPage(TypedDict):
+    """Some of the last requests, the newest first."""
+
+    object: Literal["list"]
+    data: list[FinishedRequest]
+    has_more: bool
