@@ -104,7 +104,13 @@ class ScreenedExchange:
     ) -> Sequence[Sequence[ScreenedText]]:
         """`Screener.read`; where a model fails and the policy is open, what is read without it."""
         screener = self.context.screener
+        acting = [each for each in screens if each.name not in self.plan.watching]
         with self.exchange.trace.stage("screens of text"):
+            if len(acting) < len(screens):
+                # a request must not fail for what only its shadow would read
+                with suppress(GuardError):
+                    return await screener.read(texts, screens, tail, self.caller)
+                screens = acting
             try:
                 return await screener.read(texts, screens, tail, self.caller)
             except GuardFailed as error:
@@ -169,7 +175,7 @@ class ScreenedExchange:
         self.refused = True
         self.plan.require_whole()
         if self.plan.keep_text and self.context.kept is not None and not self._body.is_form:
-            kept = KeptBody(self._body.raw, self.route.default_place)
+            kept = KeptBody(self.plan.policy, self._body.raw, self.route.default_place)
             self.context.kept.put(self.caller.tenant, self.exchange.request_id, kept)
         kind = self.route.response_kind
         if self.plan.active and kind != "text" and not self.plan.passes(kind):
