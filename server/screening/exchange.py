@@ -135,11 +135,11 @@ class ScreenedExchange:
         if has_heads and any(screen.head is not None and screen.first_stage for screen in acting):
             # together the encoder would read texts that these alone clear without it
             results = await self.read(texts, acting, tail)
-            with suppress(GuardError):
+            with suppress(GuardError), self.exchange.trace.stage("screens of text"):
                 more = await screener.read(texts, watching, tail, self.caller)
                 results = [[*own, *other] for own, other in zip(results, more, strict=True)]
             return results
-        with suppress(GuardError):
+        with suppress(GuardError), self.exchange.trace.stage("screens of text"):
             return await screener.read(texts, [*acting, *watching], tail, self.caller)
         return await self.read(texts, acting, tail)
 
