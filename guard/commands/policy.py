@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -15,15 +14,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from guard.audit import AuditLog
 from guard.commands.tables import add_row, new_table
-from guard.config.schema import Config, read_toml
+from guard.config.schema import read_toml
 from guard.errors import ConfigError, GuardError, InvalidPolicy, ReplayUnavailable
 
 if TYPE_CHECKING:
-    from guard.policies.effective import PolicyFile
-    from guard.policies.store import VersionStore
-    from guard.policies.versions import Act, Settings, Version
+    from guard.policies.opened import OpenedPolicies
+    from guard.policies.versions import Settings, Version
 
 app = typer.Typer(
     add_completion=False,
@@ -37,103 +34,13 @@ ConfigFile = Annotated[
 CONFIG = Path("config.toml")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Why = Annotated[str, typer.Option(help="Why; it is kept with the version.")]
-_BY = "command"
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """The versions of a configuration's policies, and what they are of."""
+def _opened(path: Path, *, changing: bool = False) -> AbstractContextManager[OpenedPolicies]:
+    # imported here: --help must not wait for the database's library
+    from guard.policies.opened import opened_policies
 
-    file: PolicyFile
-    store: VersionStore
-    audit: AuditLog | None
-
-    def current(self) -> Mapping[str, Version]:
-        return self.store.current()
-
-    def config(self) -> Config:
-        """The configuration as a server has it now."""
-        from guard.policies.effective import in_force
-
-        return self.file.with_policies(in_force(self.file, self.current()))
-
-    def version(self, policy: str, number: int | None) -> Version:
-        """A version, or that in force."""
-        from guard.policies.changing import current_version
-
-        if number is None:
-            return current_version(self.current(), policy)
-        return self.store.version(policy, number)
-
-    def change(self, policy: str, act: Act, settings: Settings | None, why: str) -> Version:
-        """Make a version, once all of it is checked. Raises GuardError."""
-        from guard.policies.changing import checked_change, require_tenants
-        from guard.policies.versions import Change
-
-        current = self.current()
-        last = max((each.revision for each in current.values()), default=0)
-        change = Change(policy, act, settings, _BY, why)
-        config, change = checked_change(self.file, current, change)
-        with _directory(self.file.config) as directory:
-            if directory is not None:
-                require_tenants(directory, self.config(), config, policy)
-        made = self.store.append([change], last)
-        _note(self.audit, made)
-        return made[0]
-
-
-def _note(audit: AuditLog | None, versions: Sequence[Version]) -> None:
-    """Raises GuardError where a line cannot be written; the change was made all the same."""
-    from guard.policies.acts import append_line
-
-    try:
-        for version in versions:
-            append_line(audit, version)
-    except OSError as error:
-        raise GuardError(
-            f"the change was made, but the audit log lacks its line: {error}"
-        ) from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[_Opened]:
-    """The store of a configuration, which has what was edited in the file. Raises GuardError."""
-    from guard.policies.effective import PolicyFile, edits
-    from guard.policies.store import store_of
-
-    file = PolicyFile(path)
-    if not file.config.live_policies.is_configured:
-        raise ConfigError(
-            [f'{path}: there is no database: add database = "..." to [live_policies]']
-        )
-    server = file.config.server
-    log = AuditLog(server.audit_log, key=server.audit_key) if server.audit_log else nullcontext()
-    with log as audit:
-        store = store_of(file.config)
-        try:
-            current = store.current()
-            last = max((each.revision for each in current.values()), default=0)
-            if edited := edits(file, store.of_file()):
-                _note(audit, store.append(edited, last))
-            yield _Opened(file, store, audit)
-        finally:
-            store.database.close()
-
-
-@contextmanager
-def _directory(config: Config) -> Iterator[Any]:
-    """The tenants of a configuration as they are now, or None."""
-    from guard.tenants.directory import Directory, store_of
-
-    if not config.tenants.is_configured:
-        yield None
-        return
-    store = store_of(config)
-    with ExitStack() as stack:
-        stack.callback(store.database.close)
-        directory = Directory(store)
-        directory.refresh()
-        yield directory
+    return opened_policies(path, changing=changing)
 
 
 @app.command("list", epilog="Example: guard policy list")
@@ -184,14 +91,14 @@ def put(
 ) -> None:
     """Change a policy, or make one."""
     settings = _settings_in(file, name)
-    with _opened(config) as opened:
+    with _opened(config, changing=True) as opened:
         _print_change(opened.change(name, "put", settings, why), as_json=as_json)
 
 
 @app.command(epilog="Example: guard policy delete strict")
 def delete(name: Name, why: Why = "", config: ConfigFile = CONFIG, as_json: AsJson = False) -> None:
     """Remove a policy that nothing names any more; its versions stay."""
-    with _opened(config) as opened:
+    with _opened(config, changing=True) as opened:
         _print_change(opened.change(name, "delete", None, why), as_json=as_json)
 
 
@@ -204,7 +111,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Put an earlier version in force again, as a new version."""
-    with _opened(config) as opened:
+    with _opened(config, changing=True) as opened:
         settings = opened.version(name, version).settings
         if settings is None:
             raise InvalidPolicy(f"in version {version} the policy was removed: delete it instead")
@@ -281,10 +188,12 @@ def replay(
         _print_replay(found)
 
 
-def _replayed(opened: _Opened, name: str, settings: Settings, last: int) -> dict[str, Any]:
+def _replayed(opened: OpenedPolicies, name: str, settings: Settings, last: int) -> dict[str, Any]:
     from guard.plans.screens import TextPlans
     from guard.policies.changing import checked_change
     from guard.policies.decisions import Decisions
+    from guard.policies.opened import BY
+    from guard.policies.readings import same_since
     from guard.policies.recorded import last_recorded
     from guard.policies.replay import replay
     from guard.policies.versions import Change
@@ -294,11 +203,14 @@ def _replayed(opened: _Opened, name: str, settings: Settings, last: int) -> dict
         raise ReplayUnavailable(
             "nothing is recorded that could be replayed: add audit_log to [server]"
         )
-    change = Change(name, "put", settings, _BY)
+    change = Change(name, "put", settings, BY)
     after, _ = checked_change(opened.file, opened.current(), change)
     requests = last_recorded(log, last, name)
     earlier = Decisions(before, TextPlans(before))
-    return replay(requests, name, earlier, earlier.under(after), show=100).as_dict()
+    names = {request.policy for request in requests}
+    since = same_since(opened.store, before.policies, names)
+    later = earlier.under(after)
+    return replay(requests, name, earlier, later, show=100, since=since).as_dict()
 
 
 def _asked(url: str, key_env: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,10 +224,10 @@ def _asked(url: str, key_env: str, name: str, body: Mapping[str, Any]) -> dict[s
     try:
         answer = httpx.post(address, json=body, headers=headers, timeout=60)
         found: dict[str, Any] = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise GuardError(f"{url} has not answered: {error}") from error
-    if answer.status_code != 200:
-        raise GuardError(str(found.get("error", {}).get("message", answer.status_code)))
+        if answer.status_code != 200:
+            raise GuardError(str(found["error"]["message"]))
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+        raise GuardError(f"{url} has not answered as a server of policies: {error}") from error
     return found
 
 

@@ -50,6 +50,7 @@ def policy_problems(name: str, policy: Mapping[str, Any], known: KnownGuards) ->
     for path, reason in _problems(name, shadow, replace(known, may_be_empty=False)):
         yield (*root, "shadow", *path[len(root) :]), reason
     yield from _other_readings((*root, "shadow"), policy, shadow)
+    yield from _other_kinds((*root, "shadow", "guards"), policy, shadow, known)
 
 
 def live_policies_problems(
@@ -123,6 +124,19 @@ def _thresholds(name: str, policy: Mapping[str, Any], known: KnownGuards) -> Ite
                 method_named(known.methods[guard]).require_in_range({"threshold": threshold}, guard)
             except ValueError as error:
                 yield path, str(error)
+
+
+def _other_kinds(
+    path: KeyPath, policy: Mapping[str, Any], shadow: Mapping[str, Any], known: KnownGuards
+) -> Iterator[Problem]:
+    """Screens of a shadow whose policy reads nothing of that kind: requests would be read, and some
+    refused, for the shadow."""
+    own = {known.kinds.get(guard) for _, guard in strings(policy, ("policies", "guards"))}
+    for place, guard in strings(shadow, path):
+        kind = known.kinds.get(guard)
+        if kind in SCREENS and kind not in own:
+            what = "texts" if kind == "text" else "images"
+            yield place, f"reads {what}, which no screen of the policy does: add one that observes"
 
 
 def _other_readings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -257,13 +257,15 @@ def load_config(path: Path | str) -> Config:
     indices start at 0.
     """
     path = Path(path)
-    data, lines = read_toml(path)
+    return valid(*read_toml(path), path)
+
+
+def valid(data: dict[str, Any], lines: Mapping[KeyPath, int], path: Path) -> Config:
+    """The configuration of a file that was read. Raises ConfigError, as `load_config`."""
     config, problems = checked(data, path)
     if config is None:
-        located = sorted(
-            {(line_of(lines, place), dotted(place), reason) for place, reason in problems}
-        )
-        raise ConfigError([f"line {line}: {place}: {reason}" for line, place, reason in located])
+        places = {(line_of(lines, place), dotted(place), reason) for place, reason in problems}
+        raise ConfigError([f"line {line}: {at}: {reason}" for line, at, reason in sorted(places)])
     return config
 
 

@@ -28,4 +28,5 @@ def usable(plans: LanguagePlans, adapter: AdapterConfig) -> tuple[str, ...]:
 
 
 def _is_allowed(plan: LanguagePlan, adapter: AdapterConfig) -> bool:
-    return adapter.guards == OF_BASE or not (plan.guards or plan.broken)
+    acting = any(not guard.shadow for guard in plan.guards)
+    return adapter.guards == OF_BASE or not (acting or plan.broken)

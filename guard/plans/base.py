@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from guard.artifact import Artifact
 from guard.config.policy_schema import OF_METHODS, Action, Fallback, OnError
@@ -14,9 +14,11 @@ from guard.config.schema import GuardConfig
 from guard.config.setting_checks import recheck_of
 from guard.errors import GuardFailed, PolicyUnfit
 from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
-from steering.hidden.rows import RowGuard
 from steering.methods import Action as MethodAction
 from steering.methods import Method
+
+if TYPE_CHECKING:
+    from steering.hidden.rows import RowGuard
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,9 @@ class Plan(ABC, Generic[R]):
 
     def rows(self) -> tuple[RowGuard, ...]:
         """The guards of a row under this plan."""
+        # needs torch, which a proxy has not
+        from steering.hidden.rows import RowGuard
+
         return tuple(
             RowGuard(
                 name=guard.name,

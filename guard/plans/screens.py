@@ -117,6 +117,8 @@ class TextPlan:
     unfit: bool = False
     images: tuple[ImageScreen, ...] = ()
     keep_text: bool = False
+    watching: frozenset[str] = frozenset()
+    """Guards that run for the shadow alone."""
 
     @property
     def active(self) -> bool:
@@ -236,8 +238,9 @@ class TextPlans:
 
     @property
     def any_screens(self) -> bool:
-        """Whether there are screens, in policies or for policies to come."""
-        return bool(self.active or self.screens or self._images)
+        """Whether there are screens, in policies or for policies to come, which must be refused
+        where they name one that cannot be applied."""
+        return bool(self.active or self.screens or self._images or self._broken)
 
     def under(self, config: Config) -> TextPlans:
         """The same screens, under the policies of another configuration."""
@@ -333,9 +336,8 @@ class TextPlans:
     def _plan(self, config: Config, name: str) -> TextPlan:
         policy = config.policy(name)
         known = {**self._heads, **self._lists}
-        of_policy = [*policy.guards, *policy.only_observed]
-        guards = [guard for guard in of_policy if guard in known]
-        images = [guard for guard in of_policy if guard in self._images]
+        guards = [guard for guard in policy.guards if guard in known]
+        images = [guard for guard in policy.guards if guard in self._images]
         shadows = {setting.name for setting in config.guards if setting.shadow}
         shadows |= {*policy.only_observed}
         needed = [*policy.guards, *([OCR] if policy.screen.ocr else [])]
@@ -369,12 +371,20 @@ class TextPlans:
                 places=frozenset(looks.get(screen.name) or policy.screen.look or screen.places),
             )
 
+        def beside(own: tuple[S, ...], screens: Mapping[str, S]) -> tuple[S, ...]:
+            # of places that only the shadow reads no request may be treated otherwise for it
+            read = frozenset[Place]().union(*(screen.places for screen in own))
+            more = [set_up(screens[guard]) for guard in policy.only_observed if guard in screens]
+            clipped = [replace(screen, places=screen.places & read) for screen in more]
+            return (*own, *(screen for screen in clipped if screen.places))
+
         return TextPlan(
             policy=name,
             on_error=policy.on_error,
             settings=policy.screen,
-            screens=tuple(set_up(known[guard]) for guard in guards),
-            images=tuple(set_up(self._images[guard]) for guard in images),
+            screens=beside(tuple(set_up(known[guard]) for guard in guards), known),
+            images=beside(tuple(set_up(self._images[guard]) for guard in images), self._images),
+            watching=frozenset(policy.only_observed),
             message=policy.message,
             keep_text=policy.keep_text,
             broken=broken | elsewhere,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from guard.config.schema import Config
 from guard.errors import InvalidPolicy, PolicyNotFound
-from guard.policies.effective import PolicyFile, in_force
-from guard.policies.versions import Change, Version, settings_of
+from guard.policies.effective import PolicyFile, edits, in_force
+from guard.policies.versions import MAX_WHY, Change, Version, settings_of
 from guard.tenants.directory import Directory
 
 
@@ -27,6 +28,7 @@ def checked_change(
 
     Raises InvalidPolicy, and PolicyNotFound for one that would remove what is not there.
     """
+    _require_plain(change.why)
     wanted = in_force(file, current)
     if change.settings is None:
         current_version(current, change.policy)
@@ -37,6 +39,27 @@ def checked_change(
     if change.settings is not None:
         change = replace(change, settings=settings_of(config.policies[change.policy]))
     return config, change
+
+
+def checked_edits(
+    file: PolicyFile, current: Mapping[str, Version], of_file: Mapping[str, Version]
+) -> tuple[Config, Sequence[Change]]:
+    """The configuration with what was edited in the file since it gave the versions `of_file`, and
+    these changes. Raises InvalidPolicy."""
+    changes = edits(file, of_file)
+    wanted = in_force(file, current)
+    for change in changes:
+        if change.settings is None:
+            wanted.pop(change.policy, None)
+        else:
+            wanted[change.policy] = change.settings
+    return file.with_policies(wanted, changes[0].policy if changes else ""), changes
+
+
+def _require_plain(why: str) -> None:
+    """Raise InvalidPolicy for a reason that is too long, or that a terminal would obey."""
+    if len(why) > MAX_WHY or any(unicodedata.category(each) in {"Cc", "Cs"} for each in why):
+        raise InvalidPolicy(f"A reason has at most {MAX_WHY} characters, on one line.", param="why")
 
 
 def require_tenants(directory: Directory, before: Config, after: Config, policy: str) -> None:

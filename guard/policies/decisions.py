@@ -139,7 +139,11 @@ class Decisions:
                 if known is None:
                     missing.append(guard.name)
                 elif (score := known.get("score")) is not None:
-                    readings[guard.name] = _reading(guard, known, score, before.get(guard.name))
+                    reading = _reading(guard, known, score, before.get(guard.name))
+                    if reading is None:
+                        missing.append(guard.name)
+                    else:
+                        readings[guard.name] = reading
             verdict_of_model = model_plan.verdict(
                 readings, request_id="", model=request.model, elapsed_ms=0.0
             )
@@ -204,15 +208,24 @@ def _reading(
     known: Mapping[str, Any],
     score: float,
     before: tuple[LoadedGuard, bool] | None,
-) -> RecordedReading:
-    threshold, took = guard.threshold, None
+) -> RecordedReading | None:
+    """The score under the threshold of now; None where it is not known under which."""
+    thresholds, took = {guard.threshold}, None
+    if guard.recheck is not None:
+        # generated tokens have a threshold of their own; which one the highest score had, the one
+        # that was recorded tells, where it is one of those of then alone
+        thresholds = {guard.threshold, guard.recheck}
     if before is not None:
         earlier, by_method = before
-        # the highest score was one of generated tokens, which have a threshold of their own
-        if known.get("threshold") == earlier.recheck != earlier.threshold:
-            threshold = guard.recheck if guard.recheck is not None else threshold
+        if guard.recheck is not None and earlier.threshold != earlier.recheck:
+            if known.get("threshold") == earlier.threshold:
+                thresholds = {guard.threshold}
+            elif known.get("threshold") == earlier.recheck:
+                thresholds = {guard.recheck}
         took = known.get("action") if by_method and known.get("fired") else None
-    return RecordedReading(score, threshold, known.get("error") is None, took)
+    if len({score > threshold for threshold in thresholds}) > 1:
+        return None
+    return RecordedReading(score, max(thresholds), known.get("error") is None, took)
 
 
 def _plans(config: Config, kind: Kind) -> PolicyPlans[RecordedPlan]:

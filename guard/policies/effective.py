@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guard.config.schema import Config, checked, dotted, load_config, read_toml
+from guard.config.schema import MAX_CONFIG_BYTES, Config, checked, dotted, read_toml, valid
 from guard.errors import ConfigError, InvalidPolicy
 from guard.policies.versions import Change, Settings, Version, settings_of
 
@@ -18,9 +19,14 @@ class PolicyFile:
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigError."""
-        self.path = path
-        self.config = load_config(path)
-        self._data, _ = read_toml(path)
+        self.path, self.stamp = path, stamp_of(path)
+        # read once: of two readings the second could be of a file that was edited in between
+        self._data, lines = read_toml(path)
+        self.config = valid(self._data, lines, path)
+        # the artifacts that were found: a change of policies must not wait for the store of a URL
+        found = zip(self._data.get("guards", ()), self.config.guards, strict=True)
+        guards = [{**guard, "artifact": str(loaded.artifact)} for guard, loaded in found]
+        self._beside = {**self._data, "guards": guards}
         self.policies = {name: settings_of(each) for name, each in self.config.policies.items()}
 
     def reread(self) -> PolicyFile:
@@ -46,7 +52,12 @@ class PolicyFile:
         Raises InvalidPolicy, with the place of the first fault in the policy `changed`, or in the
         whole.
         """
-        config, problems = checked({**self._data, _ROOT: _plain(policies)}, self.path)
+        if (size := len(json.dumps(_plain(policies)))) > MAX_CONFIG_BYTES:
+            raise InvalidPolicy(
+                f"All policies together would have {size} bytes; {MAX_CONFIG_BYTES} are the most, "
+                "as in a file."
+            )
+        config, problems = checked({**self._beside, _ROOT: _plain(policies)}, self.path)
         if config is not None:
             return config
         own = [(place[2:], reason) for place, reason in problems if place[:2] == (_ROOT, changed)]
@@ -55,6 +66,15 @@ class PolicyFile:
         located += sorted((dotted(place), reason) for place, reason in others)
         message = "; ".join(f"{place}: {reason}" if place else reason for place, reason in located)
         raise InvalidPolicy(message, param=located[0][0] or None)
+
+
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """What tells whether a file is another one; none of its own where it is missing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def in_force(file: PolicyFile, current: Mapping[str, Version]) -> dict[str, Settings]:

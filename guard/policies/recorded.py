@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ class Recorded:
     policy: str
     outcome: str
     guards: Mapping[str, Mapping[str, Any]]
+    elapsed_ms: float = 0.0
+
+    @property
+    def began(self) -> float:
+        """When the request began, in seconds since the epoch; 0 where that cannot be read."""
+        try:
+            return datetime.fromisoformat(self.time).timestamp() - self.elapsed_ms / 1000
+        except ValueError:
+            return 0.0
 
 
 def is_of_answer(place: object) -> bool:
@@ -67,7 +77,8 @@ def _request(line: bytes, policy: str | None) -> Recorded | None:
             str(entry.get(name) or "") for name in ("request_id", "time", "tenant", "model")
         )
         guards = {guard["guard"]: guard for guard in entry["guards"]}
-        return Recorded(request_id, time, tenant, model, entry["policy"], entry["outcome"], guards)
+        facts = (request_id, time, tenant, model, entry["policy"], entry["outcome"])
+        return Recorded(*facts, guards, float(entry.get("elapsed_ms") or 0.0))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # half a line after a crash, or a foreign one
 

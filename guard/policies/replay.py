@@ -8,13 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guard.config.policy_schema import PolicyConfig
 from guard.policies.decisions import Decision, Decisions
+from guard.policies.readings import reads_alike
 from guard.policies.recorded import Recorded
 from guard.verdict import GuardVerdict
 
-_READING = ("look", "looks", "turns", "ocr", "unscreened")
-"""Settings of screens that say what is read: scores are of what was read."""
 _UNTOUCHED = frozenset({"pass", "flagged"})
 """Outcomes after which all of request and answer has been read, as the model made it."""
 
@@ -67,18 +65,20 @@ def replay(
     after: Decisions,
     *,
     show: int,
+    since: Mapping[str, float] | None = None,
     from_text: Mapping[int, Recorded] | None = None,
 ) -> Replay:
     """Decide `requests` anew under `policy` of `after`; they were decided under `before`.
 
-    `from_text` has those, by their index, whose texts were read again. At most `show` of the
-    changed ones are told in full.
+    `since` says from when on the policies that they were decided under have read what they read
+    under `before`, as `same_since` gives it. `from_text` has those, by their index, whose texts
+    were read again. At most `show` of the changed ones are told in full.
     """
     started = time.perf_counter()
     result = Replay(policy, read=len(requests))
     reread = from_text or {}
-    reads_alike = {
-        name: _reads_alike(settings, after.config.policy(policy))
+    alike = {
+        name: reads_alike(settings, after.config.policy(policy))
         for name, settings in before.config.policies.items()
     }
     for index, request in enumerate(requests):
@@ -86,8 +86,10 @@ def replay(
         why = None
         if request.outcome == "error":
             why = "the request ended in an error"
-        elif not is_reread and not reads_alike.get(request.policy, True):
+        elif not is_reread and not alike.get(request.policy, True):
             why = "the screens would read other parts of it, and its text was not kept"
+        elif not is_reread and since is not None and request.began < since.get(request.policy, 0.0):
+            why = "the screens read other parts of it then, and its text was not kept"
         else:
             decided = after.decide(reread.get(index, request), policy, before)
             if decided.missing and decided.outcome != "blocked":
@@ -104,11 +106,6 @@ def replay(
                 result.requests.append(_told(request, decided, is_reread=is_reread))
     result.elapsed_ms = 1000 * (time.perf_counter() - started)
     return result
-
-
-def _reads_alike(before: PolicyConfig, after: PolicyConfig) -> bool:
-    same = all(getattr(before.screen, key) == getattr(after.screen, key) for key in _READING)
-    return same and before.scope == after.scope
 
 
 def _is_changed(request: Recorded, decided: Decision) -> bool:

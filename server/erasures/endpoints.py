@@ -19,6 +19,7 @@ from server.erasures.service import Erasures
 from server.errors import InvalidParameter
 from server.openapi.operation import JSON, LISTING, READING, Operation, Query
 from server.wire.body import read_object
+from server.wire.queries import whole_number
 from server.wire.replies import JSONReply
 from server.wire.schemas.answers.erasures import Erasure, ErasureEvent, ErasureList
 from server.wire.schemas.base import parse_request
@@ -140,11 +141,7 @@ def erasures_router(config: Config, erasures: Erasures, admins: KeyRing) -> APIR
 
 
 def _limit(given: str | None) -> int:
-    if given is None:
-        return PAGE
-    if not given.isdecimal() or not 1 <= int(given[:9]) <= MOST_OF_PAGE:
-        raise InvalidParameter(f"'limit' is a number from 1 to {MOST_OF_PAGE}.", param="limit")
-    return int(given)
+    return PAGE if given is None else whole_number("limit", given, MOST_OF_PAGE)
 
 
 def _wants_page(request: Request) -> bool:

@@ -21,7 +21,6 @@ from guard.policies.versions import (
     Settings,
     Version,
     difference,
-    settings_of,
 )
 from guard.tenants.keys import KeyRing
 from server.auth import ADMINS, READERS, authenticate
@@ -30,6 +29,7 @@ from server.openapi.operation import JSON, LISTING, READING, Operation, Query
 from server.policies.replaying import Replays
 from server.policies.service import LivePolicies
 from server.wire.body import read_object
+from server.wire.queries import whole_number
 from server.wire.replies import JSONReply
 from server.wire.schemas.answers.policies import (
     PolicyDiff,
@@ -50,12 +50,13 @@ from server.wire.schemas.policies import (
 )
 
 PAGE, MOST_OF_PAGE = 100, 1000
+_MOST_VERSIONS = 2**31 - 1
 _RESERVED = frozenset({"versions", "diff", "rollback", "shadow", "promote", "replay", "scores"})
-"""Ends of paths, which no policy's name may have here."""
+"""Parts of paths, which no policy's name may have here."""
 B = TypeVar("B", bound=Part)
 
 
-def _number(name: str, description: str, most: int = 2**31 - 1) -> Query:
+def _number(name: str, description: str, most: int = _MOST_VERSIONS) -> Query:
     schema = {"type": "integer", "minimum": 1, "maximum": most}
     return Query(name=name, schema=schema, description=description)
 
@@ -138,6 +139,14 @@ def policies_router(config: Config, administration: Administration) -> APIRouter
         is_new = act == "put" and version.number == 1
         return JSONReply(version.as_dict(current=True), status_code=201 if is_new else 200)
 
+    async def change_from(
+        version: Version, act: Act, settings: Settings, *, by: str, why: str
+    ) -> Response:
+        """As `change`, with settings that were made of those of `version`: where others change the
+        policy at the same time, what they have changed must not be undone."""
+        policy, expected = version.change.policy, version.number
+        return await change(policy, act, settings, by=by, why=why, expected=expected)
+
     def told(version: Version) -> dict[str, Any]:
         return version.as_dict(current=policies.is_current(version))
 
@@ -164,7 +173,7 @@ def policies_router(config: Config, administration: Administration) -> APIRouter
     async def retrieve_policy_version(request: Request, policy: str, version: str) -> Response:
         """One version of a policy."""
         reading(request)
-        number = _whole("version", version)
+        number = whole_number("version", version, _MOST_VERSIONS)
         return JSONReply(told(await asyncio.to_thread(store.version, policy, number)))
 
     @router.get("/{policy:path}/diff", openapi_extra=_DIFF.as_extra())
@@ -183,9 +192,8 @@ def policies_router(config: Config, administration: Administration) -> APIRouter
         reading(request)
         body = await read_body(request, PolicyDraft)
         before = policies.current(policy)
-        tried = await asyncio.to_thread(policies.tried, policy, body.settings)
-        after = settings_of(tried.policies[policy])
-        found = difference(before.settings, after, live.config)
+        draft = await asyncio.to_thread(policies.require_possible, policy, body.settings)
+        found = difference(before.settings, draft, live.config)
         return JSONReply(_diff(policy, found, before.number, None))
 
     @router.post("/{policy:path}/rollback", openapi_extra=_ROLLBACK.as_extra())
@@ -207,16 +215,19 @@ def policies_router(config: Config, administration: Administration) -> APIRouter
         """Let other settings judge the policy's requests beside it, and do nothing."""
         by = changing(request)
         body = await read_body(request, ShadowBody)
-        settings = {**_settings(policies.current(policy)), "shadow": body.settings}
-        return await change(policy, "shadow", settings, by=by, why=body.why)
+        version = policies.current(policy)
+        settings = {**_settings(version), "shadow": body.settings}
+        return await change_from(version, "shadow", settings, by=by, why=body.why)
 
     @router.delete("/{policy:path}/shadow", openapi_extra=_DELETE.as_extra())
     async def remove_policy_shadow(request: Request, policy: str) -> Response:
         """Take the shadow of a policy away."""
         by = changing(request)
-        settings = _settings(policies.current(policy))
-        settings.pop("shadow", None)
-        return await change(policy, "shadow", settings, by=by, why=_why(request))
+        version = policies.current(policy)
+        _shadow(version)
+        settings = _settings(version)
+        del settings["shadow"]
+        return await change_from(version, "shadow", settings, by=by, why=_why(request))
 
     @router.post("/{policy:path}/shadow/promote", openapi_extra=_PROMOTE.as_extra())
     async def promote_policy_shadow(request: Request, policy: str) -> Response:
@@ -225,7 +236,7 @@ def policies_router(config: Config, administration: Administration) -> APIRouter
         body = await read_body(request, PromotionBody)
         version = policies.current(policy)
         settings = {**_kept(version), **_shadow(version)}
-        return await change(policy, "promote", settings, by=by, why=body.why)
+        return await change_from(version, "promote", settings, by=by, why=body.why)
 
     @router.post("/{policy:path}/replay", openapi_extra=_REPLAY.as_extra())
     async def replay_policy(request: Request, policy: str) -> Response:
@@ -245,6 +256,7 @@ def policies_router(config: Config, administration: Administration) -> APIRouter
         tried = live.overlay(await asyncio.to_thread(policies.tried, policy, settings))
         result = await replays.run(
             *(policy, live.config, tried),
+            store=store,
             last=body.last,
             show=body.show,
             every_policy=body.every_policy,
@@ -257,19 +269,7 @@ def policies_router(config: Config, administration: Administration) -> APIRouter
         reading(request)
         policies.current(policy)
         last = _integer(request, "last", MOST) or 1000
-        found = await replays.recorded(live.config, last, policy)
-        thresholds = await asyncio.to_thread(replays.thresholds, live.config, policy)
-        scores: dict[str, list[float]] = {name: [] for name in thresholds}
-        for each in found:
-            for name, known in each.guards.items():
-                if isinstance(score := known.get("score"), int | float):
-                    scores.setdefault(name, []).append(score)
-        guards = [
-            {"guard": name, "threshold": thresholds.get(name), "scores": values}
-            for name, values in scores.items()
-        ]
-        facts = {"object": "policy.scores", "policy": policy, "read": len(found)}
-        return JSONReply({**facts, "guards": guards})
+        return JSONReply(await replays.scores(live.config, last, policy))
 
     @router.get("/{policy:path}", openapi_extra=_READ.as_extra())
     async def retrieve_policy(request: Request, policy: str) -> Response:
@@ -284,9 +284,9 @@ def policies_router(config: Config, administration: Administration) -> APIRouter
         """Change a policy, or make one: new requests follow, running ones end as they began."""
         by = changing(request)
         body = await read_body(request, PolicyBody)
-        if policy.rpartition("/")[2] in _RESERVED:
+        if not _RESERVED.isdisjoint(policy.split("/")):
             raise InvalidPolicy(
-                "The name of a policy must not end in a word of this interface: "
+                "No part of a policy's name may be a word of this interface: "
                 f"{', '.join(sorted(_RESERVED))}."
             )
         return await change(
@@ -331,12 +331,6 @@ def _why(request: Request) -> str:
     return why
 
 
-def _integer(request: Request, name: str, most: int = 2**31 - 1) -> int | None:
+def _integer(request: Request, name: str, most: int = _MOST_VERSIONS) -> int | None:
     given = request.query_params.get(name)
-    return None if given is None else _whole(name, given, most)
-
-
-def _whole(name: str, given: str, most: int = 2**31 - 1) -> int:
-    if not given.isdecimal() or not given.isascii() or not 1 <= int(given[:11]) <= most:
-        raise InvalidParameter(f"'{name}' is a number from 1 to {most}.", param=name)
-    return int(given)
+    return None if given is None else whole_number(name, given, most)

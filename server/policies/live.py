@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 from guard.config.schema import Config
@@ -42,19 +42,25 @@ class LiveConfiguration:
 
     def set(self, base: Config) -> None:
         """As `change`, before the first request."""
-        self._put(base, *self._prepared(base))
+        self._prepared(base)()
 
     async def change(self, base: Config) -> None:
         """Admit requests under these policies from now on. To be called under `changing`."""
-        prepared = await asyncio.to_thread(self._prepared, base)
-        # without a wait between them: no request may see half of a change
-        self._put(base, *prepared)
+        (await self.prepare(base))()
 
-    def _prepared(self, base: Config) -> tuple[Config, Sequence[Callable[[], None]]]:
+    async def prepare(self, base: Config) -> Callable[[], None]:
+        """All of a change that can fail; what is returned makes it, on the event loop. To be called
+        under `changing`, which is held until then."""
+        return await asyncio.to_thread(self._prepared, base)
+
+    def _prepared(self, base: Config) -> Callable[[], None]:
         config = self.overlay(base)
-        return config, [follower.follow(config) for follower in self._followers]
+        swaps = [follower.follow(config) for follower in self._followers]
 
-    def _put(self, base: Config, config: Config, swaps: Sequence[Callable[[], None]]) -> None:
-        for swap in swaps:
-            swap()
-        self.base, self.config = base, config
+        def put() -> None:
+            # without a wait between them: no request may see half of a change
+            for swap in swaps:
+                swap()
+            self.base, self.config = base, config
+
+        return put

@@ -9,6 +9,7 @@ from guard.config.schema import Config
 from guard.errors import GuardError, InvalidPolicy
 from guard.plans.screens import TextPlans
 from guard.policies.changing import require_tenants
+from guard.policies.effective import PolicyFile
 from guard.policies.store import store_of
 from guard.tenants.directory import Directory
 from server.observe.metrics import Metrics
@@ -59,19 +60,20 @@ def open_policies(
 ) -> LivePolicies | None:
     """The policies in force, from the first request on; None where they are not configured.
 
-    Raises GuardError.
+    `adapt` makes of a configuration what `config` is of that of the file. Raises GuardError.
     """
     if not config.live_policies.is_configured:
         return None
     if config.path is None:
         raise GuardError("[live_policies] needs a configuration file: its policies are the first")
+    file = PolicyFile(config.path)
+    _require_same(adapt(file.config), config)
     store = store_of(config)
     try:
         policies = LivePolicies(
             live,
             store,
-            config.path,
-            adapt=adapt,
+            file,
             check=lambda wanted, name: requirements.check(live.config, wanted, name),
             audit=recorder.audit,
             audit_failed=recorder.metrics.count_audit_failure,
@@ -82,3 +84,12 @@ def open_policies(
         store.database.close()
         raise
     return policies
+
+
+def _require_same(now: Config, config: Config) -> None:
+    """Raise GuardError where the file is another one than at the start, which what was loaded since
+    then is of. Upstreams may be the command line's."""
+    names = sorted(Config.model_fields.keys() - {"policies", "upstreams"})
+    if changed := [name for name in names if getattr(now, name) != getattr(config, name)]:
+        sections = ", ".join(f"[{name}]" for name in changed)
+        raise GuardError(f"{config.path}: {sections}: has changed since it was read: start again")

@@ -14,8 +14,10 @@ from guard.config.schema import Config
 from guard.errors import GuardError, ReplayUnavailable
 from guard.plans.screens import TextPlan, TextPlans, TextScreen
 from guard.policies.decisions import Decisions
+from guard.policies.readings import same_since
 from guard.policies.recorded import Recorded, is_of_answer, last_recorded
 from guard.policies.replay import Replay, replay
+from guard.policies.store import VersionStore
 from server.screening.findings import Findings, ScreenedText
 from server.screening.images.screener import ImageReading, WantedImage
 from server.screening.kept import KeptBody, KeptTexts
@@ -67,29 +69,41 @@ class Replays:
         before: Config,
         after: Config,
         *,
+        store: VersionStore,
         last: int,
         show: int,
         every_policy: bool = False,
     ) -> Replay:
         """Replay the last requests under `policy`, or all, with the settings that `after` gives
-        it. Raises ReplayUnavailable."""
+        it; `store` has the versions of policies. Raises ReplayUnavailable and DatabaseUnavailable.
+        """
         started = time.perf_counter()
         async with self._running:  # one after the other: each reads a log and many texts
-            requests = await self.recorded(before, last, None if every_policy else policy)
+            requests = await self._recorded(before, last, None if every_policy else policy)
             earlier = await asyncio.to_thread(Decisions, before, self._plans())
             later = earlier.under(after)
+            names = {request.policy for request in requests}
+            since = await asyncio.to_thread(same_since, store, before.policies, names)
             from_text = await self._read_again(requests, later, policy)
             result = await asyncio.to_thread(
-                replay, requests, policy, earlier, later, show=show, from_text=from_text
+                *(replay, requests, policy, earlier, later),
+                show=show,
+                since=since,
+                from_text=from_text,
             )
         result.elapsed_ms = 1000 * (time.perf_counter() - started)
         return result
 
-    def thresholds(self, config: Config, policy: str) -> Mapping[str, float]:
-        """The thresholds of a policy's guards."""
-        return Decisions(config, self._plans()).thresholds(policy)
+    async def scores(self, config: Config, last: int, policy: str) -> dict[str, Any]:
+        """The JSON-ready scores of a policy's guards on its last requests, the newest first. Raises
+        ReplayUnavailable."""
+        async with self._running:
+            found = await self._recorded(config, last, policy)
+            guards = await asyncio.to_thread(_scores, found, config, self._plans(), policy)
+        facts = {"object": "policy.scores", "policy": policy, "read": len(found)}
+        return {**facts, "guards": guards}
 
-    async def recorded(self, config: Config, last: int, policy: str | None) -> list[Recorded]:
+    async def _recorded(self, config: Config, last: int, policy: str | None) -> list[Recorded]:
         """The last requests that were recorded, the newest first. Raises ReplayUnavailable."""
         path = config.server.audit_log
         if path is None:
@@ -137,6 +151,21 @@ class Replays:
             facts = {"score": verdict.score, "place": verdict.place}
             guards[name] = _stronger(known, {**(known or {"fired": False}), **facts})
         return replace(request, guards=guards)
+
+
+def _scores(
+    found: Sequence[Recorded], config: Config, plans: TextPlans | None, policy: str
+) -> list[dict[str, Any]]:
+    thresholds = Decisions(config, plans).thresholds(policy)
+    scores: dict[str, list[float]] = {name: [] for name in thresholds}
+    for request in found:
+        for name, known in request.guards.items():
+            if isinstance(score := known.get("score"), int | float):
+                scores.setdefault(name, []).append(score)
+    return [
+        {"guard": name, "threshold": thresholds.get(name), "scores": values}
+        for name, values in scores.items()
+    ]
 
 
 def _stronger(known: Mapping[str, Any] | None, again: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from guard.audit import AuditLog
 from guard.config.schema import Config
@@ -22,8 +21,8 @@ from guard.errors import (
     PolicyChanged,
 )
 from guard.policies.acts import append_line
-from guard.policies.changing import checked_change, current_version
-from guard.policies.effective import PolicyFile, edits, in_force
+from guard.policies.changing import checked_change, checked_edits, current_version
+from guard.policies.effective import PolicyFile, in_force, stamp_of
 from guard.policies.store import VersionStore
 from guard.policies.versions import Act, Change, Settings, Version
 from server.policies.live import LiveConfiguration
@@ -38,29 +37,26 @@ ATTEMPTS = 5
 
 
 class LivePolicies:
-    """The policies of `live`, whose versions are in `store`.
+    """The policies of `live`, whose versions are in `store`, and which `file` has too.
 
-    `adapt` makes of a configuration what this server takes of it, `check` refuses what cannot act
-    here.
+    All but the policies stays as `live` had it at first; `check` refuses what cannot act here.
     """
 
     def __init__(
         self,
         live: LiveConfiguration,
         store: VersionStore,
-        path: Path,
+        file: PolicyFile,
         *,
-        adapt: Callable[[Config], Config] = lambda config: config,
         check: Check = lambda config, name: None,
         audit: AuditLog | None = None,
         audit_failed: Callable[[], None] = lambda: None,
         metrics: PolicyMetrics | None = None,
     ) -> None:
         self.live, self.store = live, store
-        self._file = PolicyFile(path)
-        self._settings = self._file.config.live_policies
-        self._seen = self._last_stamp = _stamp(path)
-        self._adapt, self._check = adapt, check
+        self._file, self._start, self._check = file, live.base, check
+        self._settings = file.config.live_policies
+        self._seen = self._last_stamp = file.stamp
         self._audit, self._audit_failed = audit, audit_failed
         self._metrics = metrics
         self._current: Mapping[str, Version] = {}
@@ -72,24 +68,23 @@ class LivePolicies:
 
     def open(self) -> None:
         """Put in force what the store says. Raises GuardError, also where that does not hold."""
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._note(self._add_edits())
+                revision, current = self._read()
+                config = self._file.with_policies(in_force(self._file, current))
                 break
             except PolicyChanged:
                 # servers with the same file that start together: one of them was quicker
-                if attempt == ATTEMPTS - 1:
+                if attempt == ATTEMPTS:
                     raise
-        revision, current = self._read()
-        try:
-            config = self._file.with_policies(in_force(self._file, current))
-        except InvalidPolicy as error:
-            raise GuardError(
-                f"the policies in the database of [live_policies] do not go with "
-                f"{self._file.path}: {error.message}; change the file, or a policy with `guard "
-                "policy put`"
-            ) from error
-        self.live.set(self._adapt(config))
+            except InvalidPolicy as error:
+                raise GuardError(
+                    f"the policies in the database of [live_policies] do not go with "
+                    f"{self._file.path}: {error.message}; change the file, or a policy with `guard "
+                    "policy put`"
+                ) from error
+        self.live.set(self._adapted(config))
         self._take(revision, current)
 
     def start(self) -> None:
@@ -121,7 +116,18 @@ class LivePolicies:
         Raises InvalidPolicy.
         """
         policies = {**in_force(self._file, self._current), policy: settings}
-        return self._adapt(self._file.with_policies(policies, policy))
+        return self._adapted(self._file.with_policies(policies, policy))
+
+    def require_possible(self, policy: str, settings: Settings) -> Settings:
+        """Settings of a policy in their one spelling, checked as `change` does. Raises
+        InvalidPolicy."""
+        _, change = self._checked_change(Change(policy, "put", settings, ""))
+        assert change.settings is not None
+        return change.settings
+
+    def _adapted(self, config: Config) -> Config:
+        """What this server takes of a configuration: the rest is as it was started."""
+        return self._start.model_copy(update={"policies": config.policies})
 
     # -- changes ----------------------------------------------------------------------------------
 
@@ -156,25 +162,25 @@ class LivePolicies:
 
     async def _append(self, change: Change) -> Version:
         config, change = await asyncio.to_thread(self._checked_change, change)
+        put = await self.live.prepare(config)
         (version,) = await asyncio.to_thread(self.store.append, [change], self._revision)
-        # it is a fact by now, and the client's going away must not keep it from being in force
-        await asyncio.shield(self._put(config, version))
-        return version
-
-    async def _put(self, config: Config, version: Version) -> None:
-        await self.live.change(config)
-        self._take(version.revision, {**self._current, version.change.policy: version})
+        # it is a fact by now: nothing may fail before it is in force
+        put()
+        self._take(version.revision, {**self._current, change.policy: version})
         await asyncio.to_thread(self._note, [version])
+        return version
 
     def _checked_change(self, change: Change) -> tuple[Config, Change]:
         config, change = checked_change(self._file, self._current, change)
-        config = self._adapt(config)
+        config = self._adapted(config)
         self._check(config, change.policy)
         return config, change
 
-    def _checked(self, policies: Mapping[str, Settings], changed: str) -> Config:
-        config = self._adapt(self._file.with_policies(policies, changed))
-        self._check(config, changed)
+    def _checked(self, policies: Mapping[str, Settings], changed: Sequence[str]) -> Config:
+        last = changed[-1] if changed else ""
+        config = self._adapted(self._file.with_policies(policies, last))
+        for policy in changed:
+            self._check(config, policy)
         return config
 
     # -- following --------------------------------------------------------------------------------
@@ -204,10 +210,11 @@ class LivePolicies:
         if await asyncio.to_thread(self.store.revision) == self._revision:
             return
         revision, current = await asyncio.to_thread(self._read)
-        last = max(current.values(), key=lambda version: version.revision)
+        # also those that were refused before: they must not come in behind another change
+        changed = [name for name, each in current.items() if self._current.get(name) != each]
         policies = in_force(self._file, current)
         try:
-            config = await asyncio.to_thread(self._checked, policies, last.change.policy)
+            config = await asyncio.to_thread(self._checked, policies, changed)
         except GuardError as error:
             self._refuse("store", f"the policies of revision {revision}", error)
             self._revision = revision
@@ -216,7 +223,7 @@ class LivePolicies:
         self._take(revision, current)
 
     async def _follow_file(self) -> None:
-        stamp = await asyncio.to_thread(_stamp, self._file.path)
+        stamp = await asyncio.to_thread(stamp_of, self._file.path)
         was_changing, self._last_stamp = stamp != self._last_stamp, stamp
         if stamp == self._seen or was_changing:
             return  # half of a file must not be read
@@ -225,8 +232,7 @@ class LivePolicies:
             before, self._file = self._file, file
             try:
                 # under the store's policies too, of which the file may name one
-                made = await asyncio.to_thread(self._add_edits)
-                await asyncio.to_thread(self._note, made)
+                added = await asyncio.to_thread(self._add_edits)
             except BaseException:
                 self._file = before
                 raise
@@ -234,24 +240,17 @@ class LivePolicies:
             return  # of several servers with this file another one was quicker: once more
         except (ConfigError, InvalidPolicy) as error:
             self._refuse("file", f"{self._file.path} as it is now", error)
+        else:
+            await asyncio.to_thread(self._note, added)
         self._seen = stamp
 
     def _add_edits(self) -> Sequence[Version]:
         """Make versions of what was edited in the file, once all of it is checked."""
         revision, current = self._read()
-        changes = edits(self._file, self.store.of_file())
-        if not changes:
-            return []
-        wanted = in_force(self._file, current)
-        for change in changes:
-            if change.settings is None:
-                wanted.pop(change.policy, None)
-            else:
-                wanted[change.policy] = change.settings
-        config = self._adapt(self._file.with_policies(wanted, changes[0].policy))
+        config, changes = checked_edits(self._file, current, self.store.of_file())
         for change in changes if self._revision >= 0 else ():
-            self._check(config, change.policy)
-        return self.store.append(changes, revision)
+            self._check(self._adapted(config), change.policy)
+        return self.store.append(changes, revision) if changes else []
 
     def _read(self) -> tuple[int, Mapping[str, Version]]:
         current = self.store.current()
@@ -276,12 +275,3 @@ class LivePolicies:
             except OSError as error:
                 logger.error("the audit log lacks the line of a changed policy: %s", error)
                 self._audit_failed()
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What tells whether a file is another one; none of its own where it is missing."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -19,7 +19,8 @@ class Shadows:
 
     def __init__(self, config: Config, screens: TextPlans | None) -> None:
         self._screens = screens
-        self._decisions: Decisions | None = None
+        self._decisions: tuple[Decisions, Decisions] | None = None
+        """Those of the shadows, and those in force."""
         self.follow(config)()
 
     def follow(self, config: Config) -> Callable[[], None]:
@@ -32,11 +33,10 @@ class Shadows:
         decisions = None
         if shadows:
             policies = config.model_copy(update={"policies": shadows})
-            known = self._decisions
-            if known is not None and known.config.guards == config.guards:
-                decisions = known.under(policies)
-            else:
-                decisions = Decisions(policies, self._screens)
+            known = self._decisions[0] if self._decisions is not None else None
+            if known is None or known.config.guards != config.guards:
+                known = Decisions(policies, self._screens)
+            decisions = known.under(policies), known.under(config)
 
         def swap() -> None:
             self._decisions = decisions
@@ -47,10 +47,11 @@ class Shadows:
         """What the shadow of its policy says of a verdict; None where it has none. From any
         thread."""
         decisions = self._decisions
-        if decisions is None or verdict.policy not in decisions.config.policies:
+        if decisions is None or verdict.policy not in decisions[0].config.policies:
             return None
+        shadows, in_force = decisions
         try:
-            decided = decisions.decide(_recorded(verdict), verdict.policy)
+            decided = shadows.decide(_recorded(verdict), verdict.policy, in_force)
         except Exception:  # what only observes must not fail a request
             logger.exception("the shadow of %s could not decide", verdict.policy)
             return {"outcome": "unknown", "guards": {}}

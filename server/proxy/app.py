@@ -107,6 +107,8 @@ class ProxyApp:
 
         def swap() -> None:
             self.context = context
+            if context.kept is not None:
+                context.kept.follow(config)
 
         return swap
 

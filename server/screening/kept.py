@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from guard.config.policy_schema import Place
+from guard.config.schema import Config
 
 MAX_BODY_BYTES = 2**20
 MAX_BYTES = 64 * 2**20
@@ -16,6 +17,7 @@ MAX_BYTES = 64 * 2**20
 class KeptBody:
     """A body of JSON as it came, and where its texts stand that have no place of their own."""
 
+    policy: str
     raw: bytes
     default_place: Place
 
@@ -41,6 +43,16 @@ class KeptTexts:
         self._bytes += len(body.raw)
         while len(self._bodies) > self._most or self._bytes > MAX_BYTES:
             self._forget(next(iter(self._bodies)))
+
+    def __len__(self) -> int:
+        return len(self._bodies)
+
+    def follow(self, config: Config) -> None:
+        """Forget what is kept under policies that keep nothing any more."""
+        keeping = {name for name, policy in config.policies.items() if policy.keep_text}
+        for key, body in [*self._bodies.items()]:
+            if body is not None and body.policy not in keeping:
+                self._forget(key)
 
     def get(self, tenant: str, request_id: str) -> KeptBody | None:
         """The body of a request; None where there is none, or more than one."""

@@ -44,6 +44,8 @@ class Screens:
 
         def swap() -> None:
             self.plans = plans
+            if self.kept is not None:
+                self.kept.follow(config)
 
         return swap
 

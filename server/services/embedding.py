@@ -55,7 +55,9 @@ def embedding_plan(plans: PolicyPlans[P], request: EmbeddingRequest, model: str)
     """
     plan = plans.admitted(request.policy, request.config)
     plan.require_fit(model)
-    if guards := [*(guard.name for guard in plan.guards), *plan.broken]:
+    # those that only observe pass nothing unread that anybody is promised
+    acting = [guard.name for guard in plan.guards if not guard.shadow]
+    if guards := [*acting, *plan.broken]:
         raise PolicyUnfit(
             f"the guards {', '.join(guards)} of the policy {request.policy!r} act on what a model "
             "generates, and embeddings are not generated: ask for a policy of screens alone",

@@ -22,6 +22,7 @@ from server.auth import ADMINS, READERS, authenticate
 from server.errors import InvalidParameter
 from server.openapi.operation import JSON, LISTING, READING, Operation, Query
 from server.wire.body import read_object
+from server.wire.queries import whole_number
 from server.wire.replies import JSONReply
 from server.wire.schemas.answers.tenants import KeyFacts, LevelPage, OrganisationFacts, TeamFacts
 from server.wire.schemas.base import Part, parse_request
@@ -232,8 +233,4 @@ def _text(request: Request, name: str) -> str | None:
 
 
 def _limit(given: str | None) -> int:
-    if given is None:
-        return PAGE
-    if not given.isdecimal() or not 1 <= int(given[:9]) <= MOST_OF_PAGE:
-        raise InvalidParameter(f"'limit' is a number from 1 to {MOST_OF_PAGE}.", param="limit")
-    return int(given)
+    return PAGE if given is None else whole_number("limit", given, MOST_OF_PAGE)

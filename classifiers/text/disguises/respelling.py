@@ -11,7 +11,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import re2
@@ -179,7 +179,8 @@ def _two_of(marks: frozenset[str]) -> Any:
     return re2.compile(rf"(?is)\b(?:{either})\b.*\b(?:{either})\b")
 
 
-_MARKS: Final = {undo: _marks(undo) for undo in (_rot13, _backwards)}
+_UNDONE: Final[Sequence[Callable[[str], str]]] = (_rot13, _backwards)
+_MARKS: Final = {undo: _marks(undo) for undo in _UNDONE}
 _ANY_ROT13: Final = _two_of(_MARKS[_rot13])
 _ANY_BACKWARDS: Final = _two_of(_MARKS[_backwards])
 

@@ -144,3 +144,39 @@ def test_a_change_that_tenants_could_not_follow_is_refused(guard: Command) -> No
     # what changes nothing for anybody is not refused
     path = guard.file("wide.toml", 'guards = ["secrets"]\naction = "block"\nmessage = "No."\n')
     guard("put", "strict", path)
+
+
+def test_looking_puts_nothing_in_force(guard: Command) -> None:
+    """An old copy of the file, or one that is being edited, must not change a fleet."""
+    assert guard.json("list")[0]["version"] == 1
+    guard.config.write_text(CONFIG.replace("block", "flag"))
+    for arguments in (("list",), ("versions", "strict"), ("diff", "strict")):
+        guard(*arguments)
+    assert "block" in guard("show", "strict").stdout
+    assert [each["version"] for each in guard.json("versions", "strict")] == [1]
+    assert len((guard.folder / "audit.jsonl").read_text().splitlines()) == 1
+    # what is edited comes before what is changed afterwards
+    guard("put", "other", guard.file("other.json", '{"guards": ["secrets"]}'))
+    assert [each["act"] for each in guard.json("list")] == ["file", "put"]
+    assert "flag" in guard("show", "strict").stdout
+
+
+def test_an_edit_that_tenants_could_not_follow_is_refused(guard: Command) -> None:
+    text = CONFIG + '[policies.second]\nguards = ["secrets"]\naction = "flag"\n'
+    text += '[tenants]\ndatabase = "versions.sqlite"\n'
+    guard.config.write_text(text)
+    guard("list")
+    made = CliRunner().invoke(
+        app, ["organisations", "new", "acme", "-s", "required=second", "-c", str(guard.config)]
+    )
+    assert made.exit_code == 0, made.output
+    second = '[policies.second]\nguards = ["secrets"]\naction = "flag"\n'
+    guard.config.write_text(text.replace(second, ""))
+    other = guard.file("other.json", '{"guards": ["secrets"]}')
+    assert "acme" in guard("put", "other", other, status=1).output
+    assert [each["policy"] for each in guard.json("list")] == ["strict", "second"]
+
+
+def test_a_reason_that_a_terminal_would_obey_is_refused(guard: Command) -> None:
+    other = guard.file("other.json", '{"guards": ["secrets"]}')
+    assert "on one line" in guard("put", "other", other, "--why", "\x1b[2J", status=1).output

@@ -10,9 +10,12 @@ import pytest
 
 from guard.artifact import Artifact, ArtifactMeta
 from guard.config.schema import Config, load_config
+from guard.errors import ConfigError
 from guard.policies.decisions import Decisions
 from guard.policies.recorded import Recorded
 from guard.policies.replay import replay
+from guard.verdict import Done, GuardVerdict, Outcome, Verdict
+from server.policies.shadows import Shadows
 
 POLICIES = """
 [[models]]
@@ -113,3 +116,37 @@ def test_what_cannot_be_decided_is_counted_apart(config: Config) -> None:
     assert found["requests"] == []
     turned = replay(requests, "p", earlier, earlier.under(under(config, scope="turn")), show=1)
     assert turned.replayed == 0
+
+
+def test_a_score_under_an_unknown_threshold_says_nothing_where_it_matters(config: Config) -> None:
+    # of a prompt it would fire, of a generated token, whose threshold is 0.7, it would not
+    unknown = request(0.6, threshold=0.9)
+    earlier = Decisions(config, None)
+    assert earlier.decide(unknown, "p", earlier).missing == ("g",)
+    assert earlier.decide(unknown, "p").missing == ("g",)
+    for score, outcome in ((0.4, "pass"), (0.8, "steered")):
+        decided = earlier.decide(request(score, threshold=0.9), "p", earlier)
+        assert (decided.outcome, decided.missing) == (outcome, ())
+
+
+def test_a_shadow_with_the_policys_settings_says_what_the_policy_says(config: Config) -> None:
+    policy = config.policies["p"]
+    shadowed = under(config, shadow=policy)
+    shadows = Shadows(shadowed, None)
+    for score, threshold, fired in ((0.6, 0.7, False), (0.6, 0.5, True), (0.75, 0.7, True)):
+        action: Done = "steer" if fired else "none"
+        reading = GuardVerdict("g", "topic/test", "steer", score, threshold, fired, action)
+        outcome: Outcome = "steered" if fired else "pass"
+        told = shadows(Verdict("r", "m", "p", outcome, (reading,), 1.0))
+        assert told is not None and told["outcome"] == outcome
+
+
+def test_a_shadow_brings_no_screen_to_a_policy_without_any(tmp_path: Path, config: Config) -> None:
+    more = '[[patterns]]\nname = "secrets"\nsource = "secrets"\n'
+    shadow = '[policies.p.shadow]\nguards = ["secrets"]\n'
+    path = tmp_path / "config.toml"
+    path.write_text(POLICIES + more + shadow)
+    with pytest.raises(ConfigError, match=r"shadow.guards\[0\]: reads texts"):
+        load_config(path)
+    path.write_text(POLICIES.replace('["g"]', '["g", "secrets"]') + more + shadow)
+    assert load_config(path).policies["p"].shadow is not None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 NO_BROWSER = "no Chromium is installed (Debian: apt-get install chromium)"
 NO_DRIVER = "Playwright is not installed (pip install 'inference-guard[dev]')"
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 _QUIET = (
     "--no-sandbox",  # the tests may run as root
     "--disable-gpu",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from guard.verdict import Verdict
+from guard.verdict import Shadow, Verdict
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
 
@@ -77,7 +77,7 @@ class _FullDisk:
     def tell(self, *callbacks: object) -> None:
         pass
 
-    def append(self, verdict: Verdict, *, tenant: str) -> None:
+    def append(self, verdict: Verdict, *, tenant: str, shadow: Shadow | None) -> None:
         if self.is_full:
             raise OSError(28, "No space left on device")
 

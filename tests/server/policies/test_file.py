@@ -10,6 +10,7 @@ import pytest
 
 from guard.config.schema import load_config
 from guard.errors import GuardError
+from guard.policies.effective import PolicyFile
 from guard.policies.store import VersionStore, store_of
 from guard.policies.versions import Change, Version
 from server.policies.live import LiveConfiguration
@@ -80,7 +81,7 @@ def test_servers_that_start_together_share_the_first_versions(tmp_path: Path) ->
     path.write_text(write_config(tmp_path))
     config = load_config(path)
     live, store = LiveConfiguration(config), OvertakenStore(store_of(config).database)
-    LivePolicies(live, store, path).open()
+    LivePolicies(live, store, PolicyFile(path)).open()
     assert store.revision() == 1 and "strict" in live.config.policies
 
 
@@ -90,7 +91,7 @@ def test_a_database_that_does_not_go_with_the_file_is_said(tmp_path: Path) -> No
     path = tmp_path / "config.toml"
     path.write_text(path.read_text().replace('name = "names"', 'name = "others"'))
     config = load_config(path)
-    policies = LivePolicies(LiveConfiguration(config), store_of(config), path)
+    policies = LivePolicies(LiveConfiguration(config), store_of(config), PolicyFile(path))
     with pytest.raises(GuardError, match=r"do not go with .*policies.people.guards\[0\]"):
         policies.open()
 

@@ -71,6 +71,21 @@ def test_texts_that_were_kept_are_read_again(tmp_path: Path) -> None:
             assert b"hello" not in path.read_bytes()
 
 
+def test_texts_are_forgotten_where_the_policy_keeps_none_any_more(tmp_path: Path) -> None:
+    with administered(tmp_path, KEPT) as admin:
+        admin.said("Tom")
+        kept = admin.proxy.app.context.kept
+        assert kept is not None and len(kept) == 1
+        keeping = {"guards": ["words"], "action": "flag", "keep_text": True}
+        admin.put("strict", keeping)
+        assert len(kept) == 1
+        admin.put("strict", {"guards": ["words"], "action": "block"})
+        assert len(kept) == 0
+        admin.put("strict", keeping)
+        found = replayed(admin, {"guards": ["names"], "action": "block", "keep_text": True})
+        assert (found["read"], found["replayed"]) == (1, 0)
+
+
 def test_an_answer_that_was_read_counts_though_it_was_not_kept(tmp_path: Path) -> None:
     with administered(tmp_path, KEPT, upstream=answering("a forbidden answer")) as admin:
         assert admin.said("hello") == "blocked"

@@ -201,7 +201,8 @@ def agents_that_delegate(session: Session) -> None:
     async def joke_factory(ctx: RunContext[None], count: int) -> list[str]:
         """Jokes by another agent."""
         made = await writer.run(f"Please generate {count} jokes.", usage=ctx.usage)
-        return made.output
+        jokes: list[str] = made.output
+        return jokes
 
     chooser.tool(joke_factory)
     session.play(
