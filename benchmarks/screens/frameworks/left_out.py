@@ -68,9 +68,14 @@ def main() -> None:
         for name, requests in sent.items():
             kept = without(name, rows)
             fit = fit_screen(
-                *(encoder, [rows[index] for index in kept], f"text/{TOPIC}"),
-                *([*HELD_OUT[TOPIC], *TESTED], _RECIPE, readings, progress, ""),
-                windows.of_texts(np.array(kept, np.intp)),
+                encoder,
+                [rows[index] for index in kept],
+                f"text/{TOPIC}",
+                [*HELD_OUT[TOPIC], *TESTED],
+                _RECIPE,
+                readings,
+                progress,
+                windows=windows.of_texts(np.array(kept, np.intp)),
             )
             results[name] = asyncio.run(_served(fit.artifact, requests)), _held_out(fit)
     _print(results, as_json=given.json)
