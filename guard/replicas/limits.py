@@ -305,8 +305,11 @@ def _claim_of(share: _Share, now: float, target: int | None, *, is_tick: bool) -
     share.reserve -= returned
     spent, share.unreported = share.unreported, 0
     slots_needed = meter.running + share.waiting
-    # no more run while the store decides: it may give the spare ones to others
-    share.slots = min(share.slots, meter.running)
+    # no more run while the store decides, as it may give the spare ones to others: requests ask,
+    # and are not refused
+    spare = max(0, share.slots - meter.running)
+    share.slots -= spare
+    share.slots_free += spare
     return Claim(
         meter.name,
         requests_per_minute=rate,

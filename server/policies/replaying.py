@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from guard.config.schema import Config
@@ -86,10 +87,11 @@ class Replays:
             since = await asyncio.to_thread(same_since, store, before.policies, names)
             from_text = await self._read_again(requests, later, policy)
             result = await asyncio.to_thread(
-                *(replay, requests, policy, earlier, later),
-                show=show,
-                since=since,
-                from_text=from_text,
+                partial(replay, show=show, since=since, from_text=from_text),
+                requests,
+                policy,
+                earlier,
+                later,
             )
         result.elapsed_ms = 1000 * (time.perf_counter() - started)
         return result

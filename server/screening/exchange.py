@@ -104,13 +104,10 @@ class ScreenedExchange:
     ) -> Sequence[Sequence[ScreenedText]]:
         """`Screener.read`; where a model fails and the policy is open, what is read without it."""
         screener = self.context.screener
-        acting = [each for each in screens if each.name not in self.plan.watching]
+        if watching := [each for each in screens if each.name in self.plan.watching]:
+            acting = [each for each in screens if each.name not in self.plan.watching]
+            return await self._read_beside(texts, acting, watching, tail)
         with self.exchange.trace.stage("screens of text"):
-            if len(acting) < len(screens):
-                # a request must not fail for what only its shadow would read
-                with suppress(GuardError):
-                    return await screener.read(texts, screens, tail, self.caller)
-                screens = acting
             try:
                 return await screener.read(texts, screens, tail, self.caller)
             except GuardFailed as error:
@@ -124,6 +121,27 @@ class ScreenedExchange:
                     for result, found in zip(results, rows, strict=True):
                         result += found
             return results
+
+    async def _read_beside(
+        self,
+        texts: Sequence[str],
+        acting: Sequence[TextScreen],
+        watching: Sequence[TextScreen],
+        tail: int | None,
+    ) -> Sequence[Sequence[ScreenedText]]:
+        """As `read`: no request may fail, or be read otherwise, for what only its shadow reads."""
+        screener = self.context.screener
+        has_heads = any(screen.head is not None for screen in watching)
+        if has_heads and any(screen.head is not None and screen.first_stage for screen in acting):
+            # together the encoder would read texts that these alone clear without it
+            results = await self.read(texts, acting, tail)
+            with suppress(GuardError), self.exchange.trace.stage("screens of text"):
+                more = await screener.read(texts, watching, tail, self.caller)
+                results = [[*own, *other] for own, other in zip(results, more, strict=True)]
+            return results
+        with suppress(GuardError), self.exchange.trace.stage("screens of text"):
+            return await screener.read(texts, [*acting, *watching], tail, self.caller)
+        return await self.read(texts, acting, tail)
 
     async def read_images(self, images: Sequence[WantedImage]) -> Sequence[ImageReading]:
         """`ImageScreener.read`; where that fails and the policy is open, each image has a fault."""

@@ -1,6 +1,7 @@
 """What agent frameworks send, and on how much of it the shipped screens fire.
 
-    python -m benchmarks.screens.frameworks --python PYTHON [--node NODE] [--sent FILE] [--json]
+    python -m benchmarks.screens.frameworks --python PYTHON [--node NODE] [--sent FILE]
+        [--texts FILE] [--json]
 
 PYTHON is that of an environment with `drivers/requirements.txt`, NODE a folder with
 `drivers/package.json` in which `npm install` has run. Eight frameworks (the seven of
@@ -9,7 +10,9 @@ upstream on this machine that plays scripts: chats, tools over several rounds wi
 structured output with retries, hand-offs, retrieval, memories. The bodies go through the server's
 own reading, under a policy that reads all places, and one that reads those that each screen is for.
 A row counts different texts as the screens read them, and the beginnings of those on which a screen
-fires follow. FILE keeps what was sent: where it is there already, no framework is run.
+fires follow. `--sent` keeps what was sent: where it is there already, no framework is run.
+`--texts` keeps the texts that each screen reads in its places, by framework, for
+`examples.screens.data`.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.screens.frameworks.capture import requests
+from benchmarks.screens.frameworks.capture import read_sent, requests
 from benchmarks.screens.frameworks.reading import POLICIES, Read, plans_of, read
 from benchmarks.screens.frameworks.upstream import Sent
 from benchmarks.screens.shipped import FITTED
@@ -45,12 +48,12 @@ def main() -> None:
     parser.add_argument("--python", type=Path, help="a Python that has the frameworks")
     parser.add_argument("--node", type=Path, help="a folder with the AI SDK's packages")
     parser.add_argument("--sent", type=Path, help="keeps what was sent, as JSON")
+    parser.add_argument("--texts", type=Path, help="gets what each screen has read, as JSON")
     parser.add_argument("--fitted", type=Path, default=FITTED)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if given.sent is not None and given.sent.exists():
-        kept = json.loads(given.sent.read_text(encoding="utf-8"))
-        sent = {name: [Sent(**each) for each in rows] for name, rows in kept.items()}
+        sent = read_sent(given.sent)
     elif given.python is not None:
         sent = requests(given.python, given.node)
     else:
@@ -59,6 +62,9 @@ def main() -> None:
         kept = {name: [asdict(each) for each in rows] for name, rows in sent.items()}
         given.sent.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
     results = asyncio.run(_read_all(plans_of(given.fitted), sent))
+    if given.texts is not None:
+        texts = texts_of(results["as_fitted"])
+        given.texts.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
     if given.json:
         print(json.dumps(_figures(results, sent), indent=2, ensure_ascii=False))
     else:
@@ -82,6 +88,14 @@ def _together(by_framework: Mapping[str, Read]) -> Read:
         for screen, texts in each.texts.items():
             together.texts.setdefault(screen, {}).update(texts)
     return together
+
+
+def texts_of(by_framework: Mapping[str, Read]) -> dict[str, dict[str, list[str]]]:
+    """The texts that were read, by screen and framework."""
+    return {
+        screen: {name: list(each.texts.get(screen, {})) for name, each in by_framework.items()}
+        for screen in sorted(_together(by_framework).texts)
+    }
 
 
 def _figures(results: Results, sent: Mapping[str, list[Sent]]) -> dict[str, Any]:

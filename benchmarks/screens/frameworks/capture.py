@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -41,6 +42,12 @@ def requests(python: Path, node: Path | None) -> dict[str, list[Sent]]:
         shutil.copy(DRIVERS / _IN_NODE, node)  # node looks for packages beside the file
         commands[AI_SDK] = ["node", str(node / _IN_NODE)]
     return {name: _sent(name, command) for name, command in commands.items()}
+
+
+def read_sent(path: Path) -> dict[str, list[Sent]]:
+    """What `--sent` has kept."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return {name: [Sent(**each) for each in rows] for name, rows in kept.items()}
 
 
 def _sent(name: str, command: list[str]) -> list[Sent]:

@@ -11,11 +11,14 @@ import httpx
 import openai
 import pytest
 
+from benchmarks.screens.frameworks.__main__ import texts_of
 from benchmarks.screens.frameworks.capture import DRIVERS, FRAMEWORKS
 from benchmarks.screens.frameworks.drivers.scenario import KEY, MODEL, Session, call
-from benchmarks.screens.frameworks.reading import read
+from benchmarks.screens.frameworks.left_out import without
+from benchmarks.screens.frameworks.reading import Read, read
 from benchmarks.screens.frameworks.upstream import LAST, Sent, Upstream, serving
 from guard.config.policy_schema import PLACES, Place, ScreenConfig
+from guard.data.prompts import ScreenText
 from guard.plans.screens import TextPlan, TextScreen
 from server.screening.findings import ScreenedText
 
@@ -101,3 +104,30 @@ def test_texts_are_counted_by_the_places_that_a_screen_reads() -> None:
     assert users.texts == {"s": {"Hello": False}}
     assert everywhere.fired("s") == ["Keep the secret."]
     assert {"Keep the secret.", "Hello"} <= {*everywhere.texts["s"]}
+
+
+def test_a_fit_without_a_framework_has_no_text_that_nearly_repeats_one_of_its_own() -> None:
+    error = "Error: the tool {} has failed, take care not to make the same mistake again"
+    families = {
+        error.format("maps"): "framework-one",
+        error.format("news"): "framework-two",
+        "Where is my parcel?": "framework-two",
+        error.format("mail"): "other traffic",
+    }
+    rows = [
+        ScreenText(text=text, unsafe=False, source="software", family=family)
+        for text, family in families.items()
+    ]
+    assert without("one", rows) == [2, 3]
+    assert without("two", rows) == [3]
+
+
+def test_texts_are_kept_by_screen_and_framework() -> None:
+    read_by = {
+        "one": Read({"s": {"Hello": False, "secret": True}}),
+        "two": Read({"s": {"Hello": False}, "t": {"Bye": False}}),
+    }
+    assert texts_of(read_by) == {
+        "s": {"one": ["Hello", "secret"], "two": ["Hello"]},
+        "t": {"one": [], "two": ["Bye"]},
+    }

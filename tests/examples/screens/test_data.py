@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,31 @@ def test_near_duplicates_of_held_out_texts_are_left_out() -> None:
         for source in ("other", "own-unsafe")
     }
     assert texts["other"] == ["new"] and listed not in texts["own-unsafe"]
+
+
+def test_what_a_framework_repeats_counts_once_and_is_a_family_of_its_own() -> None:
+    tool = "Error: the tool {} has failed, take care not to make the same mistake again"
+    frameworks = {"one": [tool.format("maps"), tool.format("news"), "Hello"], "two": ["Hello"]}
+    assert [(row["family"], row["text"]) for row in data.of_frameworks(frameworks)] == [
+        ("framework-one", tool.format("maps")),
+        ("framework-one", "Hello"),
+        ("framework-two", "Hello"),
+    ]
+
+
+def test_injection_alone_learns_what_frameworks_send(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = tmp_path / "texts.json"
+    captured.write_text(json.dumps({topic: {"one": ["Hello"]} for topic in data.TOPICS}), "utf-8")
+    options = ["data", "--own", "--out", str(tmp_path), "--frameworks", str(captured)]
+    monkeypatch.setattr("sys.argv", options)
+    data.main()
+    learnt = {
+        topic: '"family": "framework-one"' in (tmp_path / f"{topic}.jsonl").read_text("utf-8")
+        for topic in data.TOPICS
+    }
+    assert learnt == {topic: topic == "prompt-injection" for topic in data.TOPICS}
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40), st.integers(0, 39))

@@ -37,7 +37,8 @@ def url_of(kind: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["redis", "postgresql"])
 def settings(request: pytest.FixtureRequest) -> ReplicasConfig:
     """The settings of a service of its own in each kind of store."""
-    return ReplicasConfig(store=url_of(request.param, request), name=f"test-{uuid.uuid4().hex}")
+    name = f"test-{uuid.uuid4().hex}"
+    return ReplicasConfig(store=url_of(request.param, request), name=name, timeout_s=10)
 
 
 @pytest.fixture
@@ -62,7 +63,8 @@ def ledgers(request: pytest.FixtureRequest) -> Iterator[tuple[Ledger, Ledger]]:
         yield ledger, ledger
         return
     url, name = url_of(request.param, request), f"test-{uuid.uuid4().hex}"
-    settings = ReplicasConfig(store=url, name=name)
+    # a busy machine must not look like a store that is down
+    settings = ReplicasConfig(store=url, name=name, timeout_s=10, offline_s=60)
     stores = [store_of(settings) for _ in range(2)]
     shared = [SharedLedger(store, settings) for store in stores]
     for each in shared:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from guard.config.replicas_schema import ReplicasConfig
 from guard.errors import TooManyRequests
 from guard.replicas.limits import SharedLedger
+from guard.replicas.store import BreakerReport, BreakerState, Claim, Standing
 from guard.tenants.levels import LevelSettings
 from guard.tenants.meters import Lease, Ledger, Meter
 
@@ -184,3 +186,31 @@ def test_a_replica_that_stops_gives_back_what_it_has_reserved(ledgers: Two) -> N
         return sum([await admitted(second, [meters[1]]) is not None for _ in range(30)])
 
     assert asyncio.run(ask()) >= 19
+
+
+def test_a_spare_slot_is_not_refused_while_the_store_is_asked() -> None:
+    """A request that comes during an exchange asks in its turn."""
+    settings = ReplicasConfig(store="redis://unused")
+    asking: list[str] = []
+
+    class Store:
+        def exchange(self, claims: Sequence[Claim]) -> list[Standing]:
+            if claims and ledger._shares["key k"].is_known:
+                assert ledger._from_reserve([meter], [meter]) is None
+                asking.append("asked")
+            return [Standing(0.0, 0, 0.0, 2, 0) for _ in claims]
+
+        def breakers(self, reports: Sequence[BreakerReport]) -> list[BreakerState]:
+            return []
+
+        def close(self) -> None:
+            pass
+
+    ledger = SharedLedger(Store(), settings)
+    limits = LevelSettings(concurrent_requests=2)
+    meter = ledger.meter("key k", "this key", limits, is_stored=False)
+    assert ledger._from_reserve([meter], [meter]) is None
+    ledger.exchange()
+    assert ledger._from_reserve([meter], [meter]) is not None
+    ledger.exchange()
+    assert asking == ["asked"]

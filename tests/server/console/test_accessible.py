@@ -19,6 +19,9 @@ NO_AXE = "axe is not installed (pip install 'inference-guard[dev]')"
 PAGES = ("Traffic", "Playground", "Thresholds", "Policies", "Erasures", "Keys")
 
 
+pytestmark = pytest.mark.slow  # a browser on a busy machine takes its time
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as browser:

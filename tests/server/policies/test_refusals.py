@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from guard.config.schema import Config, load_config
@@ -18,7 +19,7 @@ from server.observe.recorder import Recorder
 from server.policies.live import LiveConfiguration
 from server.policies.opening import Requirements, open_policies
 from server.proxy.app import ProxyApp
-from tests.server.policies.stand import administered, until, write_config
+from tests.server.policies.stand import ADMIN, administered, until, write_config
 
 NAMES = {"guards": ["names"], "action": "block"}
 UNREAD = {"guards": ["words"], "action": "flag", "screen": {"ocr": True}}
@@ -169,3 +170,29 @@ def test_a_screen_that_did_not_load_is_not_promised(
     wanted = config.model_copy(update={"policies": {"strict": policy}})
     with pytest.raises(InvalidPolicy, match="its file is gone"):
         Requirements(lambda: plans).check(config, wanted, "strict")
+
+
+def test_auditors_look_and_change_nothing(tmp_path: Path) -> None:
+    with administered(tmp_path, more='[tenants]\ndatabase = "tenants.sqlite"\n') as admin:
+        url = f"{admin.proxy.url}/guard/v1/keys"
+        made = httpx.post(
+            url, json={"name": "reader", "role": "auditor"}, headers=ADMIN, timeout=20
+        )
+        assert made.status_code == 201, made.text
+        auditor = {"Authorization": f"Bearer {made.json()['key']}"}
+        settings = {"settings": NAMES}
+        changes: list[tuple[str, str, Any]] = [
+            ("PUT", "strict", settings),
+            ("DELETE", "strict", None),
+            ("POST", "strict/rollback", {"to": 1}),
+            ("PUT", "strict/shadow", settings),
+            ("DELETE", "strict/shadow", None),
+            ("POST", "strict/shadow/promote", {}),
+        ]
+        for method, path, body in changes:
+            refused = admin.ask(method, path, json=body, headers=auditor)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "role_forbidden")
+        looks = [("GET", path, None) for path in ("strict", "strict/versions", "strict/diff")]
+        for method, path, body in [*looks, ("POST", "strict/replay", settings)]:
+            assert admin.ask(method, path, json=body, headers=auditor).status_code == 200, path
+        assert admin.ask("GET", "strict").json()["version"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,12 +32,14 @@ class Screener:
 
     def __init__(self, *failed: str, error: GuardError) -> None:
         self.failed, self.error = {*failed}, error
+        self.asked: list[list[str]] = []
 
     async def read(
         self, texts: Sequence[str], screens: Sequence[TextScreen], tail: Any, caller: Any
     ) -> list[list[str]]:
         if self.failed & {screen.name for screen in screens}:
             raise self.error
+        self.asked.append([screen.name for screen in screens])
         return [[screen.name for screen in screens] for _ in texts]
 
 
@@ -68,3 +71,25 @@ def test_the_rest_is_read_without_it(policy: str, tmp_path: Path) -> None:
     else:
         screened, found = read("words")
         assert screened.findings.outcome == "error"
+
+
+@pytest.mark.parametrize("first_stage", [True, False])
+def test_a_shadow_takes_no_text_to_the_encoder_of_its_policy(
+    first_stage: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(write_config(tmp_path, SHADOWED))
+    plan = TextPlans(load_config(path))["strict"]
+    heads = tuple(
+        replace(screen, head=column, first_stage=first_stage)
+        for column, screen in enumerate(plan.screens)
+    )
+    route, _ = route_of("POST", "/v1/chat/completions")
+    assert route is not None
+    screener = Screener(error=GuardFailed(""))
+    context: Any = SimpleNamespace(screener=screener, own_app=True)
+    body = RequestBody(b"{}", {})
+    plan = replace(plan, screens=heads)
+    screened = ScreenedExchange(context, plan, route, Exchange("r"), body, model="")
+    assert asyncio.run(screened.read(["a"], heads)) == [["words", "names"]]
+    assert screener.asked == ([["words"], ["names"]] if first_stage else [["words", "names"]])

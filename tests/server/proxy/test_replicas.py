@@ -39,6 +39,11 @@ def store_url(request: pytest.FixtureRequest) -> Iterator[str]:
             yield url.render_as_string()
 
 
+def shared(store_url: str) -> str:
+    """A busy machine must not look like a store that is down."""
+    return f'[replicas]\nstore = "{store_url}"\ntimeout_s = 10\noffline_s = 60\n'
+
+
 class Switched:
     """An upstream that answers, or fails, as the test says."""
 
@@ -77,7 +82,7 @@ def asked(proxy: Proxy) -> httpx.Response:
 
 
 def test_a_key_gets_its_limit_once(tmp_path: Path, store_url: str) -> None:
-    text = f'[replicas]\nstore = "{store_url}"\nname = "limits"\n{LIMITED}'
+    text = f'{shared(store_url)}name = "limits"\n{LIMITED}'
     with two_proxies(tmp_path, text, Switched()) as proxies:
         started = time.monotonic()
         answers = [asked(proxy) for _ in range(10) for proxy in proxies]
@@ -97,7 +102,9 @@ def test_an_upstream_that_fails_for_both_is_left_alone_by_both(
     tmp_path: Path, store_url: str
 ) -> None:
     upstream = Switched()
-    with two_proxies(tmp_path, f'[replicas]\nstore = "{store_url}"\n', upstream) as proxies:
+    with two_proxies(
+        tmp_path, f'[replicas]\nstore = "{store_url}"\ntimeout_s = 10\noffline_s = 60\n', upstream
+    ) as proxies:
         assert [post(proxy).status_code for proxy in proxies] == [200, 200]
         breakers = [proxy.app.context.forwarder.upstreams.all[0].breaker for proxy in proxies]
         # an answer that is told late would end the row
