@@ -24,6 +24,7 @@ TIMEOUT_S = 120.0
 _CHUNK = 2**20
 _VERSIONED = frozenset({"ETag", "etag", "md5", "generation", "LastModified", "mtime", "created"})
 """What stores say of a file that changes with its content."""
+_WEB = frozenset({"http", "https"})
 _EXTRA = "pip install 'inference-guard[stores]'"
 T = TypeVar("T")
 
@@ -31,6 +32,12 @@ T = TypeVar("T")
 def is_url(reference: str) -> bool:
     """Whether an artifact is to be fetched."""
     return "://" in reference
+
+
+def is_chain(url: str) -> bool:
+    """Whether fsspec would open one store through another, as `zip://x::http://host/y`: what is
+    checked of a URL holds of the first one alone."""
+    return "::" in url.partition("?")[0]
 
 
 def fetched(url: str, digest: str | None = None, store: ArtifactStore | None = None) -> Path:
@@ -42,6 +49,8 @@ def fetched(url: str, digest: str | None = None, store: ArtifactStore | None = N
     store = store if store is not None else ArtifactStore()
     if digest is not None and store.has(digest):
         return store.path_of(digest)
+    if is_chain(url):
+        raise ArtifactError("an artifact's URL names one file of one store: it has no '::'")
     shown = _shown(url)
     found = _in_time(lambda: _fetch(url, shown, digest, store), shown)
     return store.path_of(found)
@@ -58,6 +67,8 @@ def _fetch(url: str, shown: str, digest: str | None, store: ArtifactStore) -> st
         if known is not None and digest is None and store.has(known):
             return known
         content = _read(file_system, path, info, shown)
+        if _version_of(file_system.info(path)) != version:
+            raise ArtifactError(f"{shown}: has changed while it was read: try again")
     except ArtifactError:
         raise
     except Exception as error:
@@ -80,7 +91,11 @@ def _opened(url: str, shown: str) -> tuple[Any, str]:
         raise ArtifactError(f"{shown}: fetching needs fsspec: {_EXTRA}") from None
     try:
         # what another process has listed before may be old
-        return url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)  # type: ignore[no-any-return]
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        scheme = urlsplit(url).scheme
+        if scheme in _WEB:
+            options["client_kwargs"] = _client_options(is_protected=scheme == "https")
+        return url_to_fs(url, **options)  # type: ignore[no-any-return]
     except ImportError as error:
         raise ArtifactError(f"{shown}: {error}, or {_EXTRA}") from None
     except Exception as error:
@@ -90,6 +105,21 @@ def _opened(url: str, shown: str) -> tuple[Any, str]:
         ) from None
 
 
+def _client_options(*, is_protected: bool) -> dict[str, Any]:
+    """What aiohttp's session takes: a server that is asked by https sends nobody to a place where
+    anybody on the way may change the file."""
+    import aiohttp
+
+    async def check(_session: Any, _context: Any, params: Any) -> None:
+        place = params.response.headers.get("Location", "")
+        if is_protected and urlsplit(place).scheme not in {"https", ""}:
+            raise aiohttp.ClientError("a redirect leaves https")
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_redirect.append(check)
+    return {"trace_configs": [tracing]}
+
+
 def _read(file_system: Any, path: str, info: dict[str, Any], shown: str) -> bytes:
     too_large = ArtifactError(
         f"{shown}: is larger than {MAX_FILE_BYTES // 2**20} MiB: not an artifact"
@@ -97,12 +127,20 @@ def _read(file_system: Any, path: str, info: dict[str, Any], shown: str) -> byte
     if (info.get("size") or 0) > MAX_FILE_BYTES:
         raise too_large
     content = bytearray()
-    with file_system.open(path, "rb", block_size=_CHUNK, cache_type="none") as file:
+    # a web server may answer a part with more than was asked for: a stream is read no further
+    is_web = bool(_WEB & {*_protocols(file_system)})
+    options = {"block_size": 0} if is_web else {"block_size": _CHUNK, "cache_type": "none"}
+    with file_system.open(path, "rb", **options) as file:
         while chunk := file.read(_CHUNK):
             content += chunk
             if len(content) > MAX_FILE_BYTES:
                 raise too_large
     return bytes(content)
+
+
+def _protocols(file_system: Any) -> tuple[str, ...]:
+    found = file_system.protocol
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def _kept(content: bytes, shown: str, digest: str | None, store: ArtifactStore) -> str:
@@ -124,9 +162,11 @@ def _kept(content: bytes, shown: str, digest: str | None, store: ArtifactStore) 
 
 def _version_of(info: dict[str, Any]) -> str | None:
     """What changes with the content of a file; None where the store does not say."""
-    if not _VERSIONED & info.keys():
+    known = _VERSIONED & info.keys()
+    if not known:
         return None
-    facts = sorted((name, str(value)) for name, value in info.items())
+    # no more than these: an address behind a redirect may be another one each time
+    facts = sorted((name, str(info[name])) for name in (*known, "size") if name in info)
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ from guard.artifact import Artifact
 from guard.artifact_store import ArtifactStore, is_digest
 from guard.config.toml_lines import KeyPath
 from guard.errors import ArtifactError
-from guard.remote_artifacts import fetched, is_url
+from guard.remote_artifacts import fetched, is_chain, is_url
 
 PREFIX = "sha256:"
 _UNPROTECTED = frozenset({"http", "ftp"})
@@ -66,6 +66,9 @@ def url_problems(index: int, guard: Mapping[str, Any]) -> Iterator[tuple[KeyPath
     if not isinstance(reference, str) or not is_url(reference):
         return
     place = ("guards", index, "artifact")
+    if is_chain(reference):
+        yield place, "names one store through another ('::'): name the file itself"
+        return
     try:
         parts = urlsplit(reference)
     except ValueError:

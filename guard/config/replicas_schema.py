@@ -23,8 +23,9 @@ class ReplicasConfig(Section):
     store_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     name: Name = "inference-guard"
     sync_s: float = Field(default=0.1, ge=0.02, le=1)
-    timeout_s: float = Field(default=1.0, ge=0.05, le=10)
-    offline_s: float = Field(default=3.0, ge=2, le=60)
+    # within the 10 s after which the others take a server for dead, and its slots for free
+    timeout_s: float = Field(default=1.0, ge=0.05, le=3)
+    offline_s: float = Field(default=3.0, ge=2, le=9)
     unavailable: Literal["refuse", "local"] = "refuse"
     breakers: bool = True
 

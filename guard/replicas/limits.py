@@ -20,7 +20,14 @@ from dataclasses import dataclass
 
 from guard.config.replicas_schema import ReplicasConfig
 from guard.errors import LimitsUnavailable, TooManyRequests
-from guard.replicas.store import MOST_CLAIMS, Claim, ReplicaStore, Standing, StoreUnavailable
+from guard.replicas.store import (
+    MOST_CLAIMS,
+    REPLICA_LIFE_S,
+    Claim,
+    ReplicaStore,
+    Standing,
+    StoreUnavailable,
+)
 from guard.tenants.meters import Lease, Ledger, Meter, Now, period_of, utc_now
 
 logger = logging.getLogger(__name__)
@@ -31,7 +38,9 @@ _HEARTBEAT_S = 1.0
 _LEAST_TARGET = 4
 _ROUNDS = 20
 _LEAST_PAUSES = 4
-"""The thread sleeps at least so many times as long as an exchange took."""
+"""The thread sleeps at least so many times as long as an exchange took,"""
+_LONGEST_PAUSE_S = REPLICA_LIFE_S / 4
+"""but not so long that the others take this server for dead."""
 
 
 @dataclass(eq=False, slots=True)
@@ -261,7 +270,12 @@ class SharedLedger(Ledger):
             took_s = time.monotonic() - started
             if is_tick:
                 heartbeat_at = started + _HEARTBEAT_S
-                tick_at = time.monotonic() + max(self._settings.sync_s, _LEAST_PAUSES * took_s)
+                tick_at = time.monotonic() + _pause_s(self._settings.sync_s, took_s)
+
+
+def _pause_s(sync_s: float, took_s: float) -> float:
+    """How long the store is not asked after an exchange that took so long."""
+    return min(max(sync_s, _LEAST_PAUSES * took_s), _LONGEST_PAUSE_S)
 
 
 def _lacks(share: _Share) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from guard.replicas.store import (
     BREAKER_LIFE_S,
@@ -46,6 +47,8 @@ class PostgresStore:
     """The store at a `postgresql://` URL, for servers that call themselves `name`."""
 
     def __init__(self, url: str, name: str, timeout_s: float) -> None:
+        """Raises ValueError where the URL is none."""
+        _check(url)
         self.replica = uuid.uuid4().hex
         self._url, self._name, self._timeout_s = url, name, timeout_s
         self._connection: psycopg.Connection[Any] | None = None
@@ -273,8 +276,14 @@ class PostgresStore:
             # libpq knows whole seconds, two at least
             connect_timeout=max(2, math.ceil(self._timeout_s)),
             tcp_user_timeout=milliseconds,
+            # a machine that is gone while it owes an answer: the system would wait for hours
+            keepalives_idle=1,
+            keepalives_interval=1,
+            keepalives_count=3,
             options=f"-c statement_timeout={milliseconds}",
         )
+        # whatever the database's default is: behind a lock the newest rows are read
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         try:
             with connection.transaction():
                 connection.execute(_TABLES)
@@ -288,6 +297,18 @@ class PostgresStore:
             with suppress(psycopg.Error):
                 self._connection.close()
         self._connection = None
+
+
+def _check(url: str) -> None:
+    """Raises ValueError where the client's errors would tell a part of the password: one with a
+    character that is not escaped is taken for the host or the port."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.Error:
+        raise ValueError("no valid URL") from None
+    hosts, ports = str(parts.get("host", "")), str(parts.get("port", ""))
+    if "@" in hosts or not all(port.isdecimal() for port in ports.split(",") if port):
+        raise ValueError("no valid URL")
 
 
 def _scalar(cursor: psycopg.Cursor[Any], query: str, values: Sequence[Any] = ()) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from guard.errors import TooManyRequests, Unauthorized
 from guard.tenants.keys import KeyRing, Principal
-from server.auth import READERS, authenticate
+from server.auth import READERS, authenticate, reads_all
 from server.errors import ClientGone, InvalidParameter
-from server.observe.traffic import MOST_KEPT, Finished, Traffic
+from server.observe.traffic import MOST_KEPT, Finished, Follower, Traffic
 from server.openapi.operation import JSON, LISTING, Operation, Query
 from server.services.text_jobs import until_disconnect
 from server.wire.replies import JSONReply
@@ -27,6 +28,12 @@ PAGE = 100
 MOST_STREAMS = 32
 _GATHER_S = 0.2
 """A stream is told of requests that end within this time at once: a busy server has many."""
+_MOST_AT_ONCE = 200
+"""Of more than these it is told the newest: encoding must not take the event loop from requests."""
+_QUIET_S = 15.0
+"""After so long without a request a stream gets a comment: a client that is gone without a word is
+noticed, and a key that was revoked."""
+_COMMENT = b": still here\n\n"
 _LONGEST = 200
 """Characters of a filter's value."""
 _FILTERS = {
@@ -103,13 +110,18 @@ def traffic_router(traffic: Traffic, admins: KeyRing) -> APIRouter:
         limit = _number(request.query_params, "limit", PAGE, least=1, most=MOST_KEPT)
         wanted, after = _wanted(request.query_params), _after(request.query_params)
         found = [each for each in reversed(traffic.since(after)) if _matches(each, wanted)]
-        data = [each.as_dict() for each in found[:limit]]
-        return JSONReply({"object": "list", "data": data, "has_more": len(found) > limit})
+
+        def page() -> Response:
+            data = [each.as_dict() for each in found[:limit]]
+            return JSONReply({"object": "list", "data": data, "has_more": len(found) > limit})
+
+        return await asyncio.to_thread(page)  # a thousand verdicts take a while to encode
 
     @router.get("/events", openapi_extra=_STREAM.as_extra())
     async def stream_traffic(request: Request) -> Response:
-        """An event for each request that ends, until the client hangs up or the server stops. Ids
-        that are missed are of requests that another filter would show, or that came too fast."""
+        """An event for each request that ends, until the client hangs up, its key is revoked or the
+        server stops. Ids that are missed are of requests that another filter would show, or that
+        came too fast."""
         authenticate(admins, request.headers, READERS)
         wanted, after = _wanted(request.query_params), _after(request.query_params)
         if traffic.followers >= MOST_STREAMS:
@@ -117,7 +129,7 @@ def traffic_router(traffic: Traffic, admins: KeyRing) -> APIRouter:
                 f"{MOST_STREAMS} clients follow the traffic already: close one of them.",
                 retry_after=10,
             )
-        return TrafficStream(traffic, wanted, after)
+        return TrafficStream(traffic, wanted, after, lambda: reads_all(admins, request.headers))
 
     return router
 
@@ -127,31 +139,52 @@ class TrafficStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, traffic: Traffic, wanted: Mapping[str, str], after: int) -> None:
+    def __init__(
+        self,
+        traffic: Traffic,
+        wanted: Mapping[str, str],
+        after: int,
+        may_read: Callable[[], bool],
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._traffic, self._wanted, self._after = traffic, wanted, after
+        self._may_read = may_read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientGone):
-            await until_disconnect(receive, self._stream(send))
+        # it follows from now on: streams that begin together are counted one by one
+        with suppress(ClientGone), self._traffic.followed() as follower:
+            await until_disconnect(receive, self._stream(send, follower))
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, send: Send, follower: Follower) -> None:
         start = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **start})
-        after = self._after
-        with self._traffic.followed() as follower:
-            while not self._traffic.is_stopped:
-                found = self._traffic.since(after)
-                if found:
-                    after = found[-1].number
-                shown = [each for each in found if _matches(each, self._wanted)]
-                if body := b"".join(frame(each.as_dict()) for each in shown):
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-                await follower.wait()
-                if not self._traffic.is_stopped:
-                    await asyncio.sleep(_GATHER_S)
+        while not self._traffic.is_stopped and self._may_read():
+            if body := self._news():
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            try:
+                async with asyncio.timeout(_QUIET_S):
+                    await follower.wait()
+            except TimeoutError:
+                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                continue
+            if not self._traffic.is_stopped:
+                await asyncio.sleep(_GATHER_S)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _news(self) -> bytes:
+        """The events of the requests that have ended since it was asked before."""
+        found = self._traffic.since(self._after)
+        if found:
+            self._after = found[-1].number
+        shown = [each for each in found if _matches(each, self._wanted)]
+        return b"".join(map(_event, shown[-_MOST_AT_ONCE:]))
+
+
+@lru_cache(maxsize=_MOST_AT_ONCE)
+def _event(finished: Finished) -> bytes:
+    """Encoded once for all streams that show it."""
+    return frame(finished.as_dict())
 
 
 def _principal(headers: Headers, keys: KeyRing | None, admins: KeyRing | None) -> Principal | None:

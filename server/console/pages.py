@@ -23,6 +23,7 @@ POLICY = "; ".join(
         "form-action 'none'",
         "frame-ancestors 'none'",
         "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
     ]
 )
 """The page's Content-Security-Policy: no inline script or style, and no HTML made of texts."""
@@ -30,6 +31,9 @@ _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    # no page of another origin holds a window of the console, or loads a file of it
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
 _TYPES = {
@@ -44,6 +48,7 @@ _INDEX = "index.html"
 def console_router() -> APIRouter:
     """The routes of the page and its files, which need no key: they hold nothing of this server."""
     router = APIRouter()
+    _files()  # read now, not while the event loop waits
 
     @router.get("/console")
     async def read_console(request: Request) -> Response:

@@ -17,9 +17,10 @@ from guard.verdict import Verdict
 MOST_KEPT = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Finished:
-    """A request that has ended; `number` counts from 1, `time` is in seconds since 1970."""
+    """A request that has ended, equal to itself alone; `number` counts from 1, `time` is in
+    seconds since 1970."""
 
     number: int
     time: float

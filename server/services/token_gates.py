@@ -37,6 +37,8 @@ class TokenGates:
         self._prompt, self._tokenizer = prompt, tokenizer
         self._generated = 0
         """Tokens of the answer that have not been withdrawn, sent or not."""
+        self._told = 0
+        """The position of the last token of the answer whose scores were handed out."""
         self._of_prompt: tuple[TokenGate, ...] = ()
         self._found: dict[int, TokenScores] = {}
 
@@ -44,21 +46,25 @@ class TokenGates:
         """Take what was read to generate this token."""
         if token.gates:
             if self._generated:
-                self._found[self._generated] = token.gates[-1]
+                # one that was told is read again where the answer goes back to it
+                if self._generated > self._told:
+                    self._found[self._generated] = token.gates[-1]
             elif len(token.gates) >= len(self._prompt):
                 # else the answer has gone back to its beginning: the prompt was told
                 self._of_prompt = self._named(token.gates)
         self._generated += 1
 
     def go_back(self, withdrawn: int) -> None:
-        """The last tokens are withdrawn."""
+        """The last tokens are withdrawn, and with them their scores: others take their places."""
         self._generated -= withdrawn
+        self._found = {at: scores for at, scores in self._found.items() if at <= self._generated}
 
     def take(self, sent: int) -> tuple[TokenGate, ...]:
         """What is known of the prompt and the first `sent` tokens, each told once."""
         if not (self._found or self._of_prompt):
             return ()
         settled = sorted(position for position in self._found if position <= sent)
+        self._told = max([self._told, *settled])
         prompt, self._of_prompt = self._of_prompt, ()
         gates = [TokenGate(position, self._found.pop(position)) for position in settled]
         return (*prompt, *gates)

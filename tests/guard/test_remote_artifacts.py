@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,13 +114,37 @@ def test_a_store_that_hangs_is_an_error(
 ) -> None:
     put()
     monkeypatch.setattr(remote_artifacts, "TIMEOUT_S", 0.05)
-    monkeypatch.setattr(remote_artifacts, "_fetch", lambda *_: time.sleep(1))
+    ended = threading.Event()
+    monkeypatch.setattr(remote_artifacts, "_fetch", lambda *_: ended.wait(60))
     with pytest.raises(ArtifactError, match="not fetched within"):
         fetched(URL, None, store)
+    ended.set()
+
+
+def test_one_that_changes_while_it_is_read_is_not_kept(
+    store: ArtifactStore, put: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(concept="object/a")
+    read = remote_artifacts._read
+
+    def read_and_change(*given: Any) -> bytes:
+        content = read(*given)
+        put(concept="object/b")
+        return content
+
+    monkeypatch.setattr(remote_artifacts, "_read", read_and_change)
+    with pytest.raises(ArtifactError, match="changed while it was read"):
+        fetched(URL, None, store)
+    assert not [*store.folder.glob("**/*.json")]
 
 
 @pytest.mark.parametrize(
-    "url", ["nothing://x/y", "https://user:secret@host.invalid/x?token=secret"]
+    "url",
+    [
+        "nothing://x/y",
+        "https://user:secret@host.invalid/x?token=secret",
+        "simplecache::https://user:secret@host.invalid/x",
+    ],
 )
 def test_what_cannot_be_fetched_is_told_without_secrets(store: ArtifactStore, url: str) -> None:
     with pytest.raises(ArtifactError) as error:
@@ -161,6 +186,8 @@ def test_a_file_can_be_pinned_too(tmp_path: Path, make_artifact: MakeArtifact) -
     [
         ("http://host.invalid/x.safetensors", "use https"),
         ("sftp://user:secret@host.invalid/x.safetensors", "has a password"),
+        ("simplecache::http://user:secret@host.invalid/x.safetensors", "through another"),
+        ("zip://x.safetensors::https://user:secret@host.invalid/y.zip", "through another"),
     ],
 )
 def test_urls_that_are_not_safe_are_refused(tmp_path: Path, url: str, reason: str) -> None:

@@ -23,8 +23,9 @@ async function start() {
   try {
     caller = await get("guard/v1/me");
   } catch (error) {
-    keys.admin = "";
+    // a server that is away, or busy, has not refused the key
     if (error.status !== 401) return replace(main, notice(error.message, "bad"));
+    keys.admin = "";
     caller = await get("guard/v1/me");
     return signIn(error.message);
   }

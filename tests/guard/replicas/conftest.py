@@ -34,11 +34,17 @@ def url_of(kind: str, request: pytest.FixtureRequest) -> str:
     return url
 
 
+def patient(settings: ReplicasConfig) -> ReplicasConfig:
+    """More patience than a configuration may have: a busy machine must not look like a store that
+    is down."""
+    return settings.model_copy(update={"timeout_s": 10.0, "offline_s": 60.0})
+
+
 @pytest.fixture(params=["redis", "postgresql"])
 def settings(request: pytest.FixtureRequest) -> ReplicasConfig:
     """The settings of a service of its own in each kind of store."""
     name = f"test-{uuid.uuid4().hex}"
-    return ReplicasConfig(store=url_of(request.param, request), name=name, timeout_s=10)
+    return patient(ReplicasConfig(store=url_of(request.param, request), name=name))
 
 
 @pytest.fixture
@@ -63,8 +69,7 @@ def ledgers(request: pytest.FixtureRequest) -> Iterator[tuple[Ledger, Ledger]]:
         yield ledger, ledger
         return
     url, name = url_of(request.param, request), f"test-{uuid.uuid4().hex}"
-    # a busy machine must not look like a store that is down
-    settings = ReplicasConfig(store=url, name=name, timeout_s=10, offline_s=60)
+    settings = patient(ReplicasConfig(store=url, name=name))
     stores = [store_of(settings) for _ in range(2)]
     shared = [SharedLedger(store, settings) for store in stores]
     for each in shared:

@@ -15,8 +15,9 @@ import pytest
 
 from guard.config.replicas_schema import ReplicasConfig
 from guard.errors import GuardError, LimitsUnavailable, TooManyRequests
-from guard.replicas.limits import SharedLedger
+from guard.replicas.limits import SharedLedger, _pause_s
 from guard.replicas.opening import open_replicas
+from guard.replicas.store import REPLICA_LIFE_S
 from guard.tenants.levels import LevelSettings
 from guard.tenants.meters import Meter
 from tests.guard.replicas.stores import RunningRedis, running_redis
@@ -128,6 +129,17 @@ def test_a_store_that_hangs_holds_nobody_up_for_long(server: RunningRedis) -> No
         asyncio.run(ask())
 
 
+def test_a_slow_store_is_asked_before_the_others_take_this_server_for_dead() -> None:
+    settings = ReplicasConfig.model_fields
+    (longest,) = [m.le for m in settings["timeout_s"].metadata if hasattr(m, "le")]
+    (offline,) = [m.le for m in settings["offline_s"].metadata if hasattr(m, "le")]
+    for took_s in (0.0, 0.5, longest, 2 * longest):
+        # it is counted when an exchange begins, at worst, and again when the next one ends
+        assert took_s / 2 + _pause_s(0.1, took_s) + longest < REPLICA_LIFE_S
+    assert _pause_s(0.1, 0.001) == 0.1 and _pause_s(0.1, 0.1) == pytest.approx(0.4)
+    assert offline < REPLICA_LIFE_S, "its slots are given to others by then"
+
+
 def test_a_store_that_is_down_at_the_start_is_told() -> None:
     settings = ReplicasConfig(store="redis://127.0.0.1:1/0", timeout_s=0.2)
     with pytest.raises(GuardError, match="does not answer"), open_replicas(settings):
@@ -137,10 +149,24 @@ def test_a_store_that_is_down_at_the_start_is_told() -> None:
         assert replicas is not None and not replicas.ledger.is_up
 
 
-@pytest.mark.parametrize("url", ["redis://u:secret@[bad/0", "mysql://u:secret@host/db", ""])
-def test_a_url_that_is_none_is_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://u:secret@[bad/0",
+        "mysql://u:secret@host/db",
+        # characters of a password that stand for something else in a URL
+        "postgresql://u:%secret@host/db",
+        "postgresql://u:p@secret@host/db",
+        "postgresql://u:secret/p@host/db",
+        "",
+    ],
+)
+def test_a_url_that_is_none_is_not_shown(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("GUARD_REPLICAS", url)
     settings = ReplicasConfig(store_env="GUARD_REPLICAS")
     with pytest.raises(GuardError) as error, open_replicas(settings):
         pass
-    assert "secret" not in str(error.value)
+    assert "secret" not in str(error.value) + caplog.text
+    assert "URL" in str(error.value), "what is wrong is the URL, not the store"

@@ -66,8 +66,8 @@ def test_requests_show_as_they_end_and_can_be_filtered_and_opened(
 ) -> None:
     sign_in(page, SECRET)
     rows = page.locator(".traffic-table tbody tr")
+    rows.nth(3).wait_for()
     before = rows.count()
-    assert before >= 4
     page.get_by_role("button", name="Pause").click()
     server.chat("observe-never")
     page.get_by_text("paused, 1 new request").wait_for()

@@ -16,15 +16,15 @@ FILES = sorted(path.relative_to(STATIC).as_posix() for path in STATIC.rglob("*.*
 
 
 def read(live: LiveServer, path: str, **headers: str) -> httpx.Response:
-    return httpx.get(f"{live.url}{path}", headers=headers, timeout=10)
+    return httpx.get(f"{live.url}{path}", headers=headers, timeout=30)
 
 
 def test_the_page_is_the_same_with_and_without_a_slash(live: LiveServer) -> None:
     page = read(live, "/console")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert read(live, "/console/").content == page.content
-    assert httpx.head(f"{live.url}/console", timeout=10).status_code == 200
-    assert httpx.post(f"{live.url}/console", timeout=10).status_code == 405
+    assert httpx.head(f"{live.url}/console", timeout=30).status_code == 200
+    assert httpx.post(f"{live.url}/console", timeout=30).status_code == 405
 
 
 def test_every_file_may_load_from_this_server_alone(live: LiveServer) -> None:
@@ -42,7 +42,10 @@ def test_every_file_may_load_from_this_server_alone(live: LiveServer) -> None:
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
         assert "unsafe" not in policy and "http" not in policy and "*" not in policy
+        assert "trusted-types 'none'" in policy, "no code makes itself an exception"
         assert answer.headers["x-content-type-options"] == "nosniff"
+        for whose in ("opener", "resource"):
+            assert answer.headers[f"cross-origin-{whose}-policy"] == "same-origin"
         tag = answer.headers["etag"]
         assert read(live, f"/console/{name}", **{"if-none-match": tag}).status_code == 304
 

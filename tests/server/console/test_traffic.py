@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,9 @@ def test_the_caller_is_told_its_role_and_what_it_may_use(keyed: ConsoleServer) -
     unknown = keyed.get("/guard/v1/me", "nobody's")
     assert unknown.status_code == 401 and unknown.json()["error"]["code"] == "invalid_api_key"
     with live_server() as live:
-        found = httpx.get(f"{live.url}/guard/v1/me", timeout=10).json()
+        found = httpx.get(f"{live.url}/guard/v1/me", timeout=30).json()
         assert not found["keyed"] and not found["administered"] and found["role"] is None
-        assert httpx.get(f"{live.url}/guard/v1/traffic", timeout=10).status_code == 404
+        assert httpx.get(f"{live.url}/guard/v1/traffic", timeout=30).status_code == 404
 
 
 def test_only_administrators_and_auditors_read_the_traffic(keyed: ConsoleServer) -> None:
@@ -151,6 +151,46 @@ def test_streams_are_bounded_and_end_with_the_server(
         assert refused.status_code == 429 and refused.headers["retry-after"]
     assert ended.wait(20), "the stream ended by itself"
     follower.join(20)
+
+
+def streamed(
+    traffic: Traffic, until: Callable[[bytes], bool], may_read: Callable[[], bool]
+) -> bytes:
+    """What a client reads that hangs up once `until` holds of it."""
+
+    async def read() -> bytes:
+        sent, gone = bytearray(), asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.extend(message.get("body", b""))
+            if until(bytes(sent)):
+                gone.set()
+
+        async with asyncio.timeout(30):
+            await endpoints.TrafficStream(traffic, {}, 0, may_read)({}, receive, send)
+        return bytes(sent)
+
+    return asyncio.run(read())
+
+
+def test_a_stream_is_told_the_newest_of_many_at_once() -> None:
+    traffic = Traffic()
+    for number in range(endpoints._MOST_AT_ONCE + 3):
+        traffic.add(verdict(number), "acme")
+    events = streamed(traffic, lambda sent: b"req-" in sent, lambda: True).split(b"\n\n")[:-1]
+    assert [json.loads(event[6:])["id"] for event in events] == [*range(4, 204)]
+    assert not traffic.followers
+
+
+def test_a_quiet_stream_says_so_and_ends_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "_QUIET_S", 0.01)
+    answers = iter([True, True, False])
+    sent = streamed(Traffic(), lambda _: False, lambda: next(answers))
+    assert sent == b": still here\n\n" * 2
 
 
 def test_the_oldest_requests_are_let_go_of() -> None:

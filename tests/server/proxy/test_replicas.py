@@ -41,7 +41,7 @@ def store_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def shared(store_url: str) -> str:
     """A busy machine must not look like a store that is down."""
-    return f'[replicas]\nstore = "{store_url}"\ntimeout_s = 10\noffline_s = 60\n'
+    return f'[replicas]\nstore = "{store_url}"\ntimeout_s = 3\noffline_s = 9\n'
 
 
 class Switched:
@@ -103,7 +103,7 @@ def test_an_upstream_that_fails_for_both_is_left_alone_by_both(
 ) -> None:
     upstream = Switched()
     with two_proxies(
-        tmp_path, f'[replicas]\nstore = "{store_url}"\ntimeout_s = 10\noffline_s = 60\n', upstream
+        tmp_path, f'[replicas]\nstore = "{store_url}"\ntimeout_s = 3\noffline_s = 9\n', upstream
     ) as proxies:
         assert [post(proxy).status_code for proxy in proxies] == [200, 200]
         breakers = [proxy.app.context.forwarder.upstreams.all[0].breaker for proxy in proxies]

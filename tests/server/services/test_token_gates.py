@@ -12,7 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from server.services.interface import FinishedText, TextDelta, TextRowRequest
-from server.services.token_gates import TokenGate
+from server.services.token_gates import TokenGate, TokenGates
+from steering.engines.transformers.row_tokens import RowToken
+from steering.prompt import Prompt
 from tests.server.running_service import run
 from tests.server.services.text_driver import answers, request
 from tests.server.tiny_text_service import RunningText, TinyTextModel, steer_tensors
@@ -90,6 +92,22 @@ def test_tokens_that_a_guard_withholds_are_not_told(
     ((tokens, gates),) = gated(shared, debug(shared, "block-late", late.prompt))
     assert len(tokens) == late.position - 1
     assert all(gate.scores["late"] <= late.recheck for gate in gates if gate.scores)
+
+
+def test_a_token_in_place_of_a_withdrawn_one_has_its_own_score() -> None:
+    gates = TokenGates(Prompt((1, 2)), None)
+
+    def told(sent: int, score: float) -> list[tuple[int, float]]:
+        gates.read(RowToken(7, gates=({"g": score},)))
+        return [(gate.position, gate.scores["g"]) for gate in gates.take(sent)]
+
+    gates.read(RowToken(7))
+    assert told(1, 0.1) == [(1, 0.1)]
+    assert told(1, 0.2) == []  # of the second token, which is not sent yet
+    assert told(1, 0.9) == []  # of the third one: a guard fires
+    gates.go_back(3)  # the first one is left, and read again
+    assert told(2, 0.15) == [], "the first one was told, the second one is not read yet"
+    assert told(2, 0.3) == [(2, 0.3)]
 
 
 def test_a_prompt_that_is_read_in_parts_is_told_whole(
