@@ -35,8 +35,8 @@ def test_an_edited_file_is_followed(tmp_path: Path) -> None:
         admin.put("strict", {"guards": ["words"], "action": "flag"})
         assert admin.said("forbidden") == "flagged"
         edit(tmp_path, 'action = "block"', 'action = "observe"')
-        until(lambda: admin.said("Tom") == "pass", "the second edit")
-        assert admin.ask("GET", "strict").json()["version"] == 4
+        until(lambda: admin.ask("GET", "strict").json()["version"] == 4, "the second edit")
+        assert admin.said("Tom") == "pass"
 
 
 def test_a_file_with_a_fault_changes_nothing(
