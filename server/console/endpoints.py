@@ -21,7 +21,7 @@ from server.observe.traffic import MOST_KEPT, Finished, Follower, Traffic
 from server.openapi.operation import JSON, LISTING, Operation, Query
 from server.services.text_jobs import until_disconnect
 from server.wire.replies import JSONReply
-from server.wire.schemas.answers.console import Caller, FinishedRequest, TrafficPage
+from server.wire.schemas.answers.console import Caller, TrafficEntry, TrafficPage
 from server.wire.streams import frame
 
 PAGE = 100
@@ -68,7 +68,7 @@ _LIST = Operation(
     admin=True,
 )
 _STREAM = Operation(
-    events=(FinishedRequest,), queries=_QUERIES, errors=LISTING | {400, 403, 429}, admin=True
+    events=(TrafficEntry,), queries=_QUERIES, errors=LISTING | {400, 403, 429}, admin=True
 )
 _ME = Operation(answers={JSON: Caller}, errors=LISTING)
 

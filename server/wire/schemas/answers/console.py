@@ -22,7 +22,7 @@ class Caller(TypedDict):
     offers: list[str]
 
 
-class FinishedRequest(TypedDict):
+class TrafficEntry(TypedDict):
     """A request that has ended, as in the audit log; `id` counts the requests of this server since
     its start."""
 
@@ -42,5 +42,5 @@ class TrafficPage(TypedDict):
     """Some of the last requests, the newest first."""
 
     object: Literal["list"]
-    data: list[FinishedRequest]
+    data: list[TrafficEntry]
     has_more: bool
