@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -162,8 +162,7 @@ async def _send(port: int, traffic: Traffic, rate: float, seconds: float) -> Non
     async def send() -> None:
         at = time.time()
         try:
-            connection = idle.pop() if idle else await Connection.open(port)
-            status, body = await connection.respond(raw)
+            connection, (status, body) = await _answered(port, idle, raw)
         except (OSError, EOFError, ValueError) as error:
             traffic.failures[type(error).__name__] += 1
             return
@@ -180,6 +179,19 @@ async def _send(port: int, traffic: Traffic, rate: float, seconds: float) -> Non
     await asyncio.gather(*tasks)
     for connection in idle:
         connection.close()
+
+
+async def _answered(
+    port: int, idle: list[Connection], raw: bytes
+) -> tuple[Connection, tuple[int, bytes]]:
+    """The answer, and the connection it came by. One that the server has closed for having been
+    idle is not a failure: clients ask once more by another."""
+    if idle:
+        connection = idle.pop()
+        with suppress(OSError, EOFError):
+            return connection, await connection.respond(raw)
+    connection = await Connection.open(port)
+    return connection, await connection.respond(raw)
 
 
 def _change(port: int, path: Path, seconds: float) -> list[tuple[str, float, str]]:
