@@ -5,7 +5,7 @@ from server.screening.kept import KeptBody, KeptTexts
 
 
 def body(size: int = 10) -> KeptBody:
-    return KeptBody(b"x" * size, "user")
+    return KeptBody("strict", b"x" * size, "user")
 
 
 def test_the_oldest_are_forgotten() -> None:
