@@ -71,7 +71,7 @@ def prepare(folder: Path, model: Path, artifact: Path, tenants: int, guards: int
     torch.manual_seed(0)
     for name in names:
         tensors = {
-            key: torch.randn(value.shape).numpy() * 1e-4 if key.startswith("gate") else value
+            key: (1e-4 * torch.randn(value.shape)).numpy() if key.startswith("gate") else value
             for key, value in shipped.tensors.items()
         }
         Artifact(meta, tensors).save(folder / f"{name}.safetensors")
