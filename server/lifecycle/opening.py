@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -26,13 +27,15 @@ from server.observe.replicas import register_shared_limits
 from server.observe.tracing import tracing_of
 from server.observe.traffic import Traffic
 from server.policies.live import LiveConfiguration
-from server.policies.service import LivePolicies
 from server.policies.shadows import Shadows
 from server.screening.kept import KeptTexts
 from server.screening.middleware import Screens
 from server.screening.texts.screener import Screener
 from server.services.build import build_services
 from server.services.interface import Service
+
+if TYPE_CHECKING:
+    from server.policies.service import LivePolicies
 
 _OF_FITS = ("jinja2", "matplotlib", "scipy", "sklearn")
 
