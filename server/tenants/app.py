@@ -1,4 +1,4 @@
-"""The routes of tenants and policies as an app of their own, for the proxy."""
+"""The routes that the proxy answers itself (tenants, policies, traffic) as an app of their own."""
 
 from __future__ import annotations
 
