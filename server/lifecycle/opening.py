@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -14,17 +14,13 @@ from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.errors import GuardError
 from guard.plans.screens import TextPlans
-from guard.replicas.opening import ledger_of, open_replicas
-from guard.tenants.acts import noting
-from guard.tenants.directory import Directory, open_directory
-from guard.tenants.keys import key_ring
+from guard.tenants.directory import Directory
 from server.app import close_services, create_app
 from server.erasures.service import Erasures
 from server.erasures.store import Store
+from server.lifecycle.surroundings import opened_surroundings
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
-from server.observe.replicas import register_shared_limits
-from server.observe.tracing import tracing_of
 from server.observe.traffic import Traffic
 from server.policies.live import LiveConfiguration
 from server.policies.shadows import Shadows
@@ -61,20 +57,10 @@ class OpenedApp:
 def opened_app(config: Config) -> Iterator[OpenedApp]:
     """Build the services of `config`, and the app; the end of the app's lifespan closes the
     services, the end of the block everything else. Raises GuardError."""
-    metrics = Metrics(config)
-    path = config.server.audit_log
-    with (
-        AuditLog(path, key=config.server.audit_key) if path else nullcontext() as audit,
-        open_replicas(config.replicas) as replicas,
-        open_directory(
-            config, noting(audit, metrics.verdicts.count_audit_failure), ledger_of(replicas)
-        ) as directory,
-        closing(tracing_of(config.server.traces)) as tracing,
-    ):
-        if replicas is not None:
-            register_shared_limits(replicas.ledger, metrics.registry)
+    with opened_surroundings(config) as around:
+        metrics, directory = around.metrics, around.directory
         traffic = Traffic()
-        recorder = Recorder(metrics.verdicts, audit, tracing, traffic)
+        recorder = Recorder(metrics.verdicts, around.audit, around.tracing, traffic)
         screens = _screens(config, recorder)
         services = build_services(config, recorder)
         try:
@@ -89,17 +75,17 @@ def opened_app(config: Config) -> Iterator[OpenedApp]:
         app = create_app(
             config,
             services,
-            keys=key_ring(config, directory, ledger_of(replicas)),
+            keys=around.keys,
             metrics=metrics,
             screens=screens,
             erasures=erasures,
             directory=directory,
-            tracing=tracing,
+            tracing=around.tracing,
             traffic=traffic,
             live=live,
             policies=policies,
         )
-        yield OpenedApp(app, services, audit, traffic, erasures)
+        yield OpenedApp(app, services, around.audit, traffic, erasures)
 
 
 def follow_policies(

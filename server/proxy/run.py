@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 
 import uvicorn
 
-from guard.audit import AuditLog
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
-from guard.replicas.opening import ledger_of, open_replicas
-from guard.tenants.acts import noting
-from guard.tenants.directory import open_directory
-from guard.tenants.keys import key_ring
 from server.edge.http_edge import edged
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
+from server.lifecycle.surroundings import opened_surroundings
 from server.observe.log_rotation import rotate
-from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
-from server.observe.replicas import register_shared_limits
-from server.observe.tracing import tracing_of
 from server.proxy.administration import administer, of_proxy
 from server.proxy.app import ProxyApp
 from server.proxy.forwarding.forward import Forwarder
@@ -52,16 +45,8 @@ def run_proxy(
     plans = TextPlans(config, runs_models=False)
     plans[config.server.default_policy].require_whole()
     upstreams = Upstreams(config.upstreams)
-    metrics = Metrics(config)
-    path = config.server.audit_log
-    with (
-        AuditLog(path, key=config.server.audit_key) if path else nullcontext() as audit,
-        open_replicas(config.replicas) as replicas,
-        open_directory(
-            config, noting(audit, metrics.verdicts.count_audit_failure), ledger_of(replicas)
-        ) as directory,
-        closing(tracing_of(config.server.traces)) as tracing,
-    ):
+    with opened_surroundings(config) as around:
+        metrics, audit, tracing = around.metrics, around.audit, around.tracing
         recorder = Recorder(metrics.verdicts, audit, tracing)
         context = ProxyContext(
             config,
@@ -71,11 +56,9 @@ def run_proxy(
             recorder.record,
             kept=KeptTexts(config.live_policies.kept_texts),
         )
-        app = ProxyApp(context, key_ring(config, directory, ledger_of(replicas)), metrics, replicas)
-        administer(app, config, directory, recorder, metrics)
+        app = ProxyApp(context, around.keys, metrics, around.replicas)
+        administer(app, config, around.directory, recorder, metrics)
         register_upstream_metrics(upstreams, metrics.registry)
-        if replicas is not None:
-            register_shared_limits(replicas.ledger, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
                 edged(ExchangeMiddleware(app, metrics, tracing), app.context.paths, config.server),

@@ -32,7 +32,8 @@ from guard.config.schema import load_config
 from guard.tenants.directory import store_of
 from guard.tenants.levels import LevelSettings
 from tests.drill.clients import Finished, Seen, ask_until
-from tests.drill.fleet import KILL, READY_S, STOP, Postgres, Process, proxies, small_disk, upstreams
+from tests.drill.fleet import KILL, READY_S, STOP, Process, proxies, small_disk, upstreams
+from tests.guard.tenants.databases import Postgres
 
 POLICY = "drill"
 CONFIG = """
@@ -89,7 +90,7 @@ class Drill:
     """A fleet, its faults and its clients."""
 
     def __init__(self, folder: Path, logs: Path, disk_is_small: bool, clients: int) -> None:
-        self.postgres = Postgres.made(folder / "postgres")
+        self.postgres = Postgres.new()
         self.logs, self.disk_is_small, self.clients = logs, disk_is_small, clients
         self.faults, self.seen = Faults(), Seen()
         self.folder = folder
@@ -98,7 +99,11 @@ class Drill:
         key = folder / "audit.key"
         new_key(key)
         self.public = Signer(key).public
-        database = self.postgres.url if self.postgres else str(folder / "tenants.sqlite")
+        database = (
+            self.postgres.url.render_as_string()
+            if self.postgres
+            else str(folder / "tenants.sqlite")
+        )
         config.write_text(
             CONFIG.format(
                 key=json.dumps(str(key)),
@@ -280,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for process in (*drill.replicas, *drill.upstreams):
                 process.end(KILL)
             if drill.postgres is not None:
-                drill.postgres.stop()
+                drill.postgres.remove()
     raise SystemExit(not holds)
 
 

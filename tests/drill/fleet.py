@@ -1,21 +1,18 @@
-"""The processes of a drill: proxies, upstreams, a PostgreSQL server, and the small disk of the
-audit logs."""
+"""The processes of a drill, proxies and upstreams, and the small disk of the audit logs."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import free_port
-from tests.guard.tenants.databases import server_binaries
 
 READY_S = 120.0
 
@@ -64,50 +61,6 @@ class Process:
             "files": len(os.listdir(folder / "fd")),
             "threads": int(status["Threads"]),
         }
-
-
-@dataclass
-class Postgres:
-    """A PostgreSQL server in a folder of its own, which can be stopped and started."""
-
-    folder: Path
-    _as_user: list[str] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"postgresql://guard@/postgres?host={self.folder}"
-
-    def stop(self) -> None:
-        """At once, as a crash would."""
-        self._control("-m", "immediate", "stop")
-
-    def start(self) -> None:
-        options = f"-k {self.folder} -c listen_addresses= -c fsync=off"
-        self._control("-o", options, "-l", str(self.folder / "log"), "-w", "start")
-
-    def _control(self, *arguments: str) -> None:
-        binaries = server_binaries()
-        assert binaries is not None
-        data = str(self.folder / "data")
-        command = [*self._as_user, str(binaries / "pg_ctl"), "-D", data, *arguments]
-        subprocess.run(command, check=False, capture_output=True, cwd=self.folder)
-
-    @classmethod
-    def made(cls, folder: Path) -> Postgres | None:
-        """A new one that runs; None where PostgreSQL is not installed."""
-        binaries = server_binaries()
-        if binaries is None:
-            return None
-        folder.mkdir()
-        as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        if as_user:
-            shutil.chown(folder, "postgres", "postgres")
-        initdb = [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "guard"]
-        command = [*as_user, *initdb, "-A", "trust", "--no-sync"]
-        subprocess.run(command, check=True, capture_output=True, cwd=folder)
-        server = cls(folder, as_user)
-        server.start()
-        return server
 
 
 @contextmanager

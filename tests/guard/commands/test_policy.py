@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from guard.audit import AuditLog
-from guard.cli import app
 from guard.verdict import GuardVerdict, Verdict
+from tests.guard.commands.running import InFolder, run
 
 CONFIG = """
 [server]
@@ -28,20 +27,11 @@ action = "block"
 """
 
 
-class Command:
-    """`guard`, in a folder with a configuration."""
+class Command(InFolder):
+    """`guard policy`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.config = folder, folder / "config.toml"
-        self.config.write_text(CONFIG)
-
-    def __call__(self, *arguments: str, status: int = 0) -> Result:
-        result = CliRunner().invoke(app, ["policy", *arguments, "--config", str(self.config)])
-        assert result.exit_code == status, result.output
-        return result
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self(*arguments, "--json").stdout)
+    def __call__(self, *arguments: str, status: int = 0) -> Any:
+        return super().__call__("policy", *arguments, status=status)
 
     def file(self, name: str, text: str) -> str:
         (self.folder / name).write_text(text)
@@ -50,7 +40,7 @@ class Command:
 
 @pytest.fixture
 def guard(tmp_path: Path) -> Command:
-    return Command(tmp_path)
+    return Command(tmp_path, CONFIG)
 
 
 def test_a_policy_from_the_file_to_its_end(guard: Command) -> None:
@@ -132,10 +122,7 @@ def test_requests_are_replayed_from_the_audit_log(guard: Command) -> None:
 def test_a_change_that_tenants_could_not_follow_is_refused(guard: Command) -> None:
     text = CONFIG + '[policies.second]\nguards = ["secrets"]\naction = "flag"\n'
     guard.config.write_text(text + '[tenants]\ndatabase = "versions.sqlite"\n')
-    made = CliRunner().invoke(
-        app,
-        ["organisations", "new", "acme", "-s", "required=second,strict", "-c", str(guard.config)],
-    )
+    made = run("organisations", "new", "acme", "-s", "required=second,strict", "-c", guard.config)
     assert made.exit_code == 0, made.output
     assert "acme" in guard("delete", "second", status=1).output
     # "strict" does what both do; where it fails open, none does
@@ -166,9 +153,7 @@ def test_an_edit_that_tenants_could_not_follow_is_refused(guard: Command) -> Non
     text += '[tenants]\ndatabase = "versions.sqlite"\n'
     guard.config.write_text(text)
     guard("list")
-    made = CliRunner().invoke(
-        app, ["organisations", "new", "acme", "-s", "required=second", "-c", str(guard.config)]
-    )
+    made = run("organisations", "new", "acme", "-s", "required=second", "-c", guard.config)
     assert made.exit_code == 0, made.output
     second = '[policies.second]\nguards = ["secrets"]\naction = "flag"\n'
     guard.config.write_text(text.replace(second, ""))

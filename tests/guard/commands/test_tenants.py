@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from guard.cli import app
 from guard.tenants.secret import hash_key
+from tests.guard.commands.running import InFolder
 
 CONFIG = """
 [server]
@@ -27,25 +26,16 @@ action = "block"
 """
 
 
-class Command:
-    """`guard`, in a folder with a configuration."""
+class Command(InFolder):
+    """A command is one line."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.config = folder, folder / "config.toml"
-        self.config.write_text(CONFIG)
-
-    def __call__(self, line: str, status: int = 0) -> Result:
-        result = CliRunner().invoke(app, [*line.split(), "--config", str(self.config)])
-        assert result.exit_code == status, result.output
-        return result
-
-    def json(self, line: str) -> Any:
-        return json.loads(self(f"{line} --json").stdout)
+    def __call__(self, *lines: str, status: int = 0) -> Any:
+        return super().__call__(*" ".join(lines).split(), status=status)
 
 
 @pytest.fixture
 def guard(tmp_path: Path) -> Command:
-    return Command(tmp_path)
+    return Command(tmp_path, CONFIG)
 
 
 def test_a_key_from_its_making_to_its_end(guard: Command) -> None:
@@ -91,18 +81,18 @@ def test_a_key_from_its_making_to_its_end(guard: Command) -> None:
 def test_what_is_wrong_is_said_in_one_line(
     guard: Command, line: str, status: int, reason: str
 ) -> None:
-    result = guard(line, status)
+    result = guard(line, status=status)
     assert reason in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output
 
 
 def test_a_configuration_without_a_database_says_what_to_add(guard: Command) -> None:
     guard.config.write_text("[server]\n")
-    assert "[tenants]" in guard("keys list", 1).output
+    assert "[tenants]" in guard("keys list", status=1).output
     guard.config.write_text('[tenants]\ndatabase_env = "NO_SUCH_VARIABLE"\n')
-    assert "NO_SUCH_VARIABLE" in guard("keys list", 1).output
+    assert "NO_SUCH_VARIABLE" in guard("keys list", status=1).output
     guard.config.write_text('[tenants]\ndatabase = "postgresql://u:secret@h/d"\n')
-    output = guard("keys list", 1).output
+    output = guard("keys list", status=1).output
     assert "password" in output and "secret" not in output
     guard.config.write_text('[tenants]\ndatabase = "mysql://h/d"\n')
-    assert "postgresql://" in guard("keys list", 1).output
+    assert "postgresql://" in guard("keys list", status=1).output

@@ -8,11 +8,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import URL
 
+# the server refuses to run as root
+_AS_USER = ("runuser", "-u", "postgres", "--") if os.geteuid() == 0 else ()
 NO_SERVER = "no PostgreSQL server is installed (Debian: apt-get install postgresql)"
 
 
@@ -25,33 +28,63 @@ def server_binaries() -> Path | None:
     return folders[-1].parent if folders else None
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """A PostgreSQL server that listens on a socket in a folder of its own."""
+
+    folder: Path
+    binaries: Path
+
+    @classmethod
+    def new(cls) -> Postgres | None:
+        """A new one that runs; None where none is installed."""
+        binaries = server_binaries()
+        if binaries is None:
+            return None
+        server = cls(Path(tempfile.mkdtemp(prefix="guard-pg-")), binaries)
+        if _AS_USER:
+            shutil.chown(server.folder, "postgres", "postgres")
+        try:
+            server._run("initdb", "-U", "guard", "-A", "trust", "--no-sync")
+            server.start()
+        except BaseException:
+            server.remove()
+            raise
+        return server
+
+    @property
+    def url(self) -> URL:
+        return URL.create(
+            "postgresql", username="guard", database="postgres", query={"host": str(self.folder)}
+        )
+
+    def start(self) -> None:
+        options = f"-k {self.folder} -c listen_addresses= -c fsync=off"
+        self._run("pg_ctl", "-o", options, "-l", str(self.folder / "log"), "-w", "start")
+
+    def stop(self) -> None:
+        """At once, as a crash would."""
+        self._run("pg_ctl", "-m", "immediate", "stop")
+
+    def remove(self) -> None:
+        """Stop it, if it runs, and delete its folder."""
+        if (self.folder / "data" / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        data = str(self.folder / "data")
+        command = [*_AS_USER, str(self.binaries / program), "-D", data, *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
+
+
 @contextmanager
 def running_postgres() -> Iterator[URL]:
-    """A PostgreSQL server that listens on a socket in a folder of its own. Skips where none is
-    installed."""
-    binaries = server_binaries()
-    if binaries is None:
+    """The URL of a PostgreSQL server of its own. Skips where none is installed."""
+    server = Postgres.new()
+    if server is None:
         pytest.skip(NO_SERVER)
-    folder = Path(tempfile.mkdtemp(prefix="guard-pg-"))
-    # the server refuses to run as root
-    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if as_user:
-        shutil.chown(folder, "postgres", "postgres")
-    data = folder / "data"
-
-    def run(*command: str) -> None:
-        subprocess.run([*as_user, *command], check=True, capture_output=True, cwd=folder)
-
-    control = str(binaries / "pg_ctl")
     try:
-        run(str(binaries / "initdb"), "-D", str(data), "-U", "guard", "-A", "trust", "--no-sync")
-        options = f"-k {folder} -c listen_addresses= -c fsync=off"
-        log = str(folder / "log")
-        run(control, "-D", str(data), "-o", options, "-l", log, "-w", "start")
-        yield URL.create(
-            "postgresql", username="guard", database="postgres", query={"host": str(folder)}
-        )
+        yield server.url
     finally:
-        if (data / "postmaster.pid").exists():
-            run(control, "-D", str(data), "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+        server.remove()

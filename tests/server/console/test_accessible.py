@@ -3,14 +3,12 @@ fault (labels, contrast, roles, order of headings)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.server.console.browser import chromium, open_page, sign_in, tab
-from tests.server.console.stand import ERASED, SECRET, ConsoleServer, console_server
-from tests.server.tiny_text_service import TinyTextModel
+from tests.server.console.browser import open_page, sign_in, tab
+from tests.server.console.stand import ERASED, SECRET, ConsoleServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -20,22 +18,6 @@ PAGES = ("Traffic", "Playground", "Thresholds", "Policies", "Erasures", "Keys")
 
 
 pytestmark = pytest.mark.slow  # a browser on a busy machine takes its time
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def server(
-    browser: Browser, tiny_model: TinyTextModel, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ConsoleServer]:
-    with console_server(tiny_model, tmp_path_factory.mktemp("console"), keyed=True) as server:
-        for policy in ("steer-always", "observe-always", "none"):
-            assert server.chat(policy).status_code == 200
-        yield server
 
 
 def faults(page: Page, *rules: str) -> list[str]:
