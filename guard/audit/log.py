@@ -1,8 +1,8 @@
 """The audit log: one JSON line for each finished request, appended and never rewritten.
 
 A line has the tenant, the policy and the guards' verdicts; no prompt, no answer, no key. Lines of
-another kind, with an `event`, say that an erasure has another state, that tenants have changed, or
-what the log has to say of itself.
+another kind, with an `event`, say that an erasure has another state, that tenants or policies have
+changed, who has read a kept text, or what the log has to say of itself.
 """
 
 from __future__ import annotations
