@@ -207,10 +207,10 @@ def _targets(folder: Path, peers: argparse.Namespace, core: int) -> Iterator[dic
         collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{stub}"}
         audit_key(folder / "audit.key")
         tenant = ""
-        for number, (name, config) in enumerate(PROXIES.items()):
+        for number, (name, toml) in enumerate(PROXIES.items()):
             port, file = free_port(), folder / f"proxy-{number}.toml"
-            file.write_text(config.replace("{name}", file.stem))
-            if is_operated := config.startswith(OPERATED):
+            file.write_text(toml.replace("{name}", file.stem))
+            if is_operated := toml.startswith(OPERATED):
                 tenant = tenant or _tenant(file)
             command = [*guard, "--config", str(file), "--port", str(port)]
             process = start(running(command, port, core=core, environment=collector))
