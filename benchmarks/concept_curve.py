@@ -26,7 +26,7 @@ from guard.config.policy_schema import PolicyConfig
 from guard.config.schema import Config, load_config
 from guard.data.prompts import ImagePrompt
 from guard.errors import DataError
-from guard.evaluation.images import figures as figures
+from guard.evaluation.images import figures
 from guard.evaluation.images.cells import CellResults
 from guard.evaluation.images.evaluation import ImageEvaluation
 from guard.evaluation.images.figures import EvaluatedCells, Values
@@ -125,7 +125,8 @@ def kept_ratio(cells: EvaluatedCells, method: str) -> Estimate:
 
     def ratio(means: Means) -> Values:
         kept, bare = means[OTHERS]
-        return kept / np.where(bare > 0, bare, np.nan)
+        of_bare: Values = kept / np.where(bare > 0, bare, np.nan)
+        return of_bare
 
     return bootstrap({OTHERS: np.array(shown, dtype=np.float64)}, ratio)
 

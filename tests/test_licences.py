@@ -27,22 +27,25 @@ NVIDIA = ("nvidia-", "cuda-")
 """Of torch's wheels for GPUs: NVIDIA's own terms, taken from its index by whoever installs it."""
 
 
-def _needed(name: str, extras: frozenset[str], seen: dict[str, Distribution]) -> None:
-    try:
-        found = distribution(name)
-    except PackageNotFoundError:
-        return  # for another platform, or an extra that is not installed here
-    key = canonicalize_name(name)
-    is_new = key not in seen
-    seen[key] = found
-    for text in found.requires or ():
-        needed = Requirement(text)
-        marker = needed.marker
-        wanted = marker is None or any(marker.evaluate({"extra": e}) for e in (*extras, ""))
-        if wanted and (is_new or extras):
-            inner = frozenset(needed.extras)
-            if canonicalize_name(needed.name) not in seen or inner:
-                _needed(needed.name, inner, seen)
+def _needed(name: str, extras: frozenset[str]) -> dict[str, Distribution]:
+    """What is installed of a distribution with some of its extras, and of all that it needs."""
+    found: dict[str, Distribution] = {}
+    walked: set[tuple[str, frozenset[str]]] = set()
+    waiting = [(name, extras)]
+    while waiting:
+        name, extras = one = waiting.pop()
+        if one in walked:
+            continue
+        walked.add(one)
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:
+            continue  # for another platform, or an extra that is not installed here
+        for needed in map(Requirement, found[name].requires or ()):
+            marker = needed.marker
+            if marker is None or any(marker.evaluate({"extra": e}) for e in (*extras, "")):
+                waiting.append((canonicalize_name(needed.name), frozenset(needed.extras)))
+    return found
 
 
 def _licence(found: Distribution) -> Iterator[str]:
@@ -52,14 +55,8 @@ def _licence(found: Distribution) -> Iterator[str]:
     yield (told.get("License", "") or "").partition("\n")[0]
 
 
-def _all() -> dict[str, Distribution]:
-    extras = frozenset(metadata("inference-guard").get_all("Provides-Extra") or ()) - OF_USERS
-    seen: dict[str, Distribution] = {}
-    _needed("inference-guard", extras, seen)
-    return seen
-
-
-FOUND = _all()
+EXTRAS = frozenset(metadata("inference-guard").get_all("Provides-Extra") or ()) - OF_USERS
+FOUND = _needed("inference-guard", EXTRAS)
 
 
 def test_the_walk_finds_what_is_installed() -> None:

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,7 +32,7 @@ from guard.fitting.erasure.naming import mentions
 from guard.fitting.erasure.profiling import profile_of
 from guard.fitting.policy_rate import calibrated, read_scores
 from guard.fitting.steering.artifacts import file_name, to_artifacts
-from guard.models.chat import TransformersChat
+from guard.models.chat import GuardedAnswer, TransformersChat
 from guard.plans.language import LanguagePlans
 from guard.reporting.progress import Stages, stages
 from steering.hidden.bank import HiddenBank
@@ -42,6 +42,13 @@ CONCEPTS = Path(__file__).with_name("concepts.toml")
 ANSWER_TOKENS = 48
 RATE = 0.005
 """Of all concepts' guards together."""
+
+
+class Asked(NamedTuple):
+    """The answers to one prompt."""
+
+    bare: GuardedAnswer
+    guarded: GuardedAnswer
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,50 @@ class Guards:
 
     def fired(self, chat: TransformersChat, prompts: Sequence[str], progress: Stages) -> list[bool]:
         """Whether any guard fires on each prompt."""
-        answers = chat.answer(
+        answers = self._answers(chat, prompts, 1, "prompts", progress)
+        return [answer.fired for answer in answers]
+
+    def asked(
+        self, chat: TransformersChat, prompts: Sequence[str], progress: Stages
+    ) -> list[Asked]:
+        """The bare answer to each prompt, and the guarded one."""
+        bare = chat.answer([*prompts], max_tokens=ANSWER_TOKENS, what="bare", progress=progress)
+        guarded = self._answers(chat, prompts, ANSWER_TOKENS, "guarded", progress)
+        return [Asked(*pair) for pair in zip(bare, guarded, strict=True)]
+
+    def _answers(
+        self,
+        chat: TransformersChat,
+        prompts: Sequence[str],
+        max_tokens: int,
+        what: str,
+        progress: Stages,
+    ) -> list[GuardedAnswer]:
+        return chat.answer(
             [*prompts],
-            max_tokens=1,
-            what="prompts",
+            max_tokens=max_tokens,
+            what=what,
             progress=progress,
             bank=self.bank,
             guards=self.rows,
         )
-        return [answer.fired for answer in answers]
+
+
+def leaks_of(
+    rows: Sequence[ForgetPrompt], answers: Sequence[Asked], names: Sequence[str]
+) -> dict[str, list[bool]]:
+    """Of the rows that the bare model answers with a fact: whether the guarded answer `leaks`, and
+    whether it does `unnamed`, behind a list of patterns that takes the concept's `names` out."""
+    told = [
+        (row, answer.guarded.text)
+        for row, answer in zip(rows, answers, strict=True)
+        if row.leaks(answer.bare.text)
+    ]
+    own = mentions(names)
+    return {
+        "leaks": [row.leaks(text) for row, text in told],
+        "unnamed": [row.leaks(own.sub("", text)) for row, text in told],
+    }
 
 
 def made(
@@ -81,9 +123,8 @@ def made(
     *,
     is_timed: bool,
 ) -> dict[str, Any]:
-    """Make the guards of a concept, and ask its questions. `unnamed` are the leaks that are left
-    where a list of patterns takes the concept's names out of answers. `took_s` is None without the
-    evaluation that `guard new` ends in, which decides nothing here."""
+    """Make the guards of a concept, and ask its questions. `took_s` is None without the evaluation
+    that `guard new` ends in, which decides nothing here."""
     profile = profile_of(chat, progress)
     started = time.monotonic()
     belonging = what_belongs(chat, name, concept.get("aliases", ()), documents, progress)
@@ -99,34 +140,19 @@ def made(
     indirect = [
         ForgetPrompt(prompt=each["ask"], facts=tuple(each["says"])) for each in concept["indirect"]
     ]
-    asked = [*concept["named"], *(row.prompt for row in indirect)]
-    bare = chat.answer(asked, max_tokens=ANSWER_TOKENS, what="bare", progress=progress)
-    guarded = chat.answer(
-        asked,
-        max_tokens=ANSWER_TOKENS,
-        what="guarded",
-        progress=progress,
-        bank=guards.bank,
-        guards=guards.rows,
-    )
+    prompts = [*concept["named"], *(row.prompt for row in indirect)]
+    answers = guards.asked(chat, prompts, progress)
     count = len(concept["named"])
-    answers = [
-        (row, after.text)
-        for row, before, after in zip(indirect, bare[count:], guarded[count:], strict=True)
-        if row.leaks(before.text)
-    ]
-    own = mentions(belonging.names)
     return {
         "kind": concept["kind"],
         "known": belonging.known,
         "terms": list(belonging.terms),
         "artifacts": [str(path) for path in paths],
         "took_s": took,
-        "named": [answer.fired for answer in guarded[:count]],
-        "indirect": [answer.fired for answer in guarded[count:]],
-        "leaks": [row.leaks(text) for row, text in answers],
-        "unnamed": [row.leaks(own.sub("", text)) for row, text in answers],
-        "loops": [loops(answer.text) for answer in guarded],
+        "named": [answer.guarded.fired for answer in answers[:count]],
+        "indirect": [answer.guarded.fired for answer in answers[count:]],
+        **leaks_of(indirect, answers[count:], belonging.names),
+        "loops": [loops(answer.guarded.text) for answer in answers],
         "near": guards.fired(chat, concept["near"], progress),
     }
 

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.erasures.__main__ import ANSWER_TOKENS, CONCEPTS, Guards
+from benchmarks.erasures.__main__ import CONCEPTS, Guards, leaks_of
 from guard.data.prompts import ForgetPrompt, texts
 from guard.evaluation.fluency import loops
 from guard.evaluation.shares import Share
-from guard.fitting.erasure.naming import mentions
 from guard.models.chat import TransformersChat
 from guard.reporting.progress import Stages, stages
 
@@ -50,30 +49,12 @@ def asked(
     names: Sequence[str],
     progress: Stages,
 ) -> dict[str, list[bool]]:
-    """What becomes of each question: `fired` and `loops` of all, and of those that the bare model
-    answers with a fact, whether the guarded answer still leaks, and whether it does behind a list
-    of patterns that takes the concept's `names` out (`unnamed`)."""
-    prompts = texts(rows)
-    bare = chat.answer(prompts, max_tokens=ANSWER_TOKENS, what="bare", progress=progress)
-    guarded = chat.answer(
-        prompts,
-        max_tokens=ANSWER_TOKENS,
-        what="guarded",
-        progress=progress,
-        bank=guards.bank,
-        guards=guards.rows,
-    )
-    told = [
-        (row, after.text)
-        for row, before, after in zip(rows, bare, guarded, strict=True)
-        if row.leaks(before.text)
-    ]
-    own = mentions(names)
+    """What becomes of each question: `fired` and `loops` of all, and what `leaks_of` tells."""
+    answers = guards.asked(chat, texts(rows), progress)
     return {
-        "fired": [answer.fired for answer in guarded],
-        "loops": [loops(answer.text) for answer in guarded],
-        "leaks": [row.leaks(text) for row, text in told],
-        "unnamed": [row.leaks(own.sub("", text)) for row, text in told],
+        "fired": [answer.guarded.fired for answer in answers],
+        "loops": [loops(answer.guarded.text) for answer in answers],
+        **leaks_of(rows, answers, names),
     }
 
 
