@@ -28,7 +28,16 @@ CODECS: Final = (
     *("<b>a</b>b", "<b", "chr(97)+", '"a"+', '"a",', "{a}", "\\textbf{a}", "a-\n", "=\n", "\\141"),
     *("erpe ", "erpe\n", "exlogdslsherpe\n", "3@>3 ", "aaabbb ", "AbCdEf", "howtomake", "a\n"),
     *("ombay ", "JBXXOIDU", "!9@x%", "aG93 ", "H4sI", "begin 644 a\n", "M", "#0V%T\n", "#0V%T"),
-    *("deadbeef01234567\n", "6869206869\n", "howtomake.", "AbCdEf."),
+    *(
+        "deadbeef01234567\n",
+        "6869206869\n",
+        "howtomake.",
+        "AbCdEf.",
+        "how_",
+        "how_to_ask_me_all_that ",
+        "U+0061",
+        '"a "+',
+    ),
 )
 SPELLINGS: Final = (
     *("a", "%", "A", " ", "1", "a ", "a.b ", "%61", "%25", "61", "61 ", "0x61,", "QUFB", "a1"),

@@ -84,12 +84,12 @@ def rail_fence(text: str, rails: int) -> str:
     )
 
 
-def _pig_latin(text: str) -> str:
+def _pig_latin(text: str, behind_vowels: str = "way") -> str:
     def turn(word: re.Match[str]) -> str:
         letters = word[0].lower()
         first = re.match(r"qu|[^aeiouy]+(?=.)|y", letters)
         if first is None:
-            return letters + "way"
+            return letters + behind_vowels
         return letters[first.end() :] + first[0] + "ay"
 
     return re.sub(r"[A-Za-z]+", turn, text)
@@ -187,6 +187,7 @@ WRITTEN: Mapping[str, Disguise] = {
     "rail fence of two": lambda text: rail_fence(text, 2),
     "rail fence of three": lambda text: rail_fence(text, 3),
     "pig latin": _pig_latin,
+    "pig latin, yay": lambda text: _pig_latin(text, "yay"),
     "acrostic": acrostic,
     "Markdown in words": _inside("**{}**".format),
     "HTML tags in words": _inside("<b>{}</b>".format),
@@ -209,6 +210,11 @@ WRITTEN: Mapping[str, Disguise] = {
     ),
     "hexadecimal in lines": lambda text: "\n".join(
         text.encode().hex()[at : at + 30] for at in range(0, 2 * len(text.encode()), 30)
+    ),
+    "words joined": lambda text: "_".join(text.split()),
+    "code points": lambda text: " ".join(f"U+{ord(char):04X}" for char in text),
+    "strings of three characters": lambda text: " + ".join(
+        f'"{text[at : at + 3]}"' for at in range(0, len(text), 3)
     ),
     "per cent in hex": lambda text: quote(text, safe="").encode().hex(),
 }

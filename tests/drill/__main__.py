@@ -63,7 +63,7 @@ url = "http://127.0.0.1:{port}/v1"
 EVERY_S, CHANGE_S = 8.0, 2.0
 """Between two faults, and between two changes of the policy."""
 LATE_S = 0.3
-"""A chained line is written 200 ms after its request ended, at the latest."""
+"""A replica may be killed between the end of an answer and its line."""
 ROOM = 1.05
 
 
@@ -80,7 +80,7 @@ class Faults:
         """Why the line of a finished request may be missing; "" where nothing explains it."""
         for replica, at in self.kills:
             if replica == finished.replica and at - LATE_S <= finished.at <= at + LATE_S:
-                return "in the 200 ms before a kill"
+                return "at a kill"
         for start, end in self.full:
             if start - LATE_S <= finished.at <= end + LATE_S:
                 return "while the disk was full"

@@ -226,7 +226,7 @@ def _split(entries: Iterable[Words]) -> tuple[dict[str, list[_Kind]], dict[_Kind
 
 
 def _phrases(kind: _Kind, texts: Iterable[str]) -> Expression:
-    gap = f" {{1,{_MAX_GAP}}}"
+    gap = f"(?: {{1,{_MAX_GAP}}}|[-_])"
     either = "|".join(gap.join(map(re2.escape, text.split(" "))) for text in texts)
     pattern = f"(?P<value>{either})"
     if kind.whole:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Final
 
 from classifiers.text.patterns.partial import Suffix
+
+JOINTS: Final = str.maketrans("-_", "  ")
+"""What may stand in place of the space between the words of a phrase."""
 
 
 class PartialWords:
@@ -31,8 +35,11 @@ class PartialWords:
         suffix = text[start:]
         if "  " in suffix:
             suffix = " ".join(filter(None, suffix.split(" "))) + " " * suffix.endswith(" ")
-        index = bisect_left(self._words, suffix)
-        return index < len(self._words) and self._words[index].startswith(suffix)
+        return self._has(suffix) or self._has(suffix.translate(JOINTS))
+
+    def _has(self, prefix: str) -> bool:
+        index = bisect_left(self._words, prefix)
+        return index < len(self._words) and self._words[index].startswith(prefix)
 
 
 def in_word(char: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from server.screening.bodies.scanner import (
@@ -80,6 +81,12 @@ class JsonDocument:
                 self._equal.setdefault(first, []).append(index)
             elif text:
                 yield index, leaf, text
+
+    def lists_of_numbers(self) -> Iterator[list[str]]:
+        """The numbers that follow each other, without a text or a name between them."""
+        for is_number, leaves in groupby(self.leaves, lambda leaf: leaf.kind == "number"):
+            if is_number:
+                yield [self.text(leaf) for leaf in leaves]
 
     def write_back(self) -> None:
         """Put all changes into the string, which stays as it is but for them."""

@@ -26,7 +26,6 @@ from server.screening.bodies.fields import (
     LISTS,
     OPAQUE,
     OPAQUE_PARTS,
-    PROMPTS,
     PROTOCOL,
     ROLES,
     SCHEMA_WORDS,
@@ -47,6 +46,7 @@ from server.screening.bodies.images import (
     images_in,
     is_address_of_image,
 )
+from server.screening.bodies.numbers import holds_tokens, is_number, spelled
 from server.screening.bodies.places import in_conversation, place_of_member, place_of_part
 from server.screening.bodies.positions import Position
 from server.screening.bodies.scanner import plain_number, require_few_levels
@@ -70,10 +70,10 @@ class JsonText:
     Texts that belong together have the same `unit`: the parts of a message, the fields of a tool.
     `kind`: a "value" and a "number" stand in an object whose names are the client's, or in JSON in
     a string, of which a "name" is one too. A "schema" is a string of an object that describes
-    values. A "key" is a name in an object of the protocol or of a schema, which cannot be
-    rewritten. A "label" is a name that the protocol asks for, such as an id: no part of what is
-    said. `context` stands before the text where it is read. `signed` is an object whose
-    signature covers the text, behind its list.
+    values. A "key" is a name in an object of the protocol or of a schema, or the numbers of a list
+    that spell a text, and cannot be rewritten. A "label" is a name that the protocol asks for, such
+    as an id: no part of what is said. `context` stands before the text where it is read. `signed`
+    is an object whose signature covers the text, behind its list.
     """
 
     holder: Any
@@ -88,7 +88,7 @@ class JsonText:
 
     @property
     def is_key(self) -> bool:
-        """Whether the text is a name in an object."""
+        """Whether the text cannot be rewritten where it stands."""
         return self.kind == "key"
 
     @property
@@ -206,7 +206,7 @@ class _Collector:
             self._add_opaque(FILES.get(str(at.key), "files"), at, value)
         elif (
             at.kind == "value"
-            and _is_number(value)
+            and is_number(value)
             or self._is_told(value, at)
             and (isinstance(at.key, str) or self.default_place != "response")
         ):
@@ -217,7 +217,7 @@ class _Collector:
         message, or in an object that this server does not know."""
         if at.kind == "schema" or at.depth == 0 or at.key == "usage":
             return False
-        return _is_number(value) and abs(value) >= LEAST_NUMBER
+        return is_number(value) and abs(value) >= LEAST_NUMBER
 
     def _add(self, text: str, at: Position, kind: Kind) -> None:
         if len(self.texts.pieces) >= MAX_TEXTS:
@@ -257,6 +257,12 @@ class _Collector:
             else:
                 self._add_images(inner, inside)
                 self._add(inner, inside, "name" if leaf.kind == "name" else "text")
+        for numbers in document.lists_of_numbers():
+            self._spelled(numbers, at)
+
+    def _spelled(self, numbers: list[str], at: Position) -> None:
+        if text := spelled(numbers):
+            self._add(text, at, "key")
 
     def _add_images(self, text: str, at: Position) -> None:
         is_address = self.default_place == "response" and is_address_of_image(at.path)
@@ -364,11 +370,13 @@ class _Collector:
     def _array(self, value: list[Any], at: Position) -> None:
         if at.depth > MAX_DEPTH:
             raise NestedTooDeeply()
-        holds_tokens = self.default_place != "response" and not at.free and _holds_tokens(value, at)
-        if holds_tokens:
+        has_tokens = self.default_place != "response" and not at.free and holds_tokens(value, at)
+        if has_tokens:
             self._add_opaque("tokens", at)
+        if at.kind == "value":
+            self._spelled([str(item) for item in value if is_number(item)], at)
         for index, item in enumerate(value):
-            if holds_tokens and isinstance(item, int | float):
+            if has_tokens and isinstance(item, int | float):
                 continue
             if at.depth == 1 and at.key in LISTS:
                 self._unit += 1
@@ -383,14 +391,3 @@ class _Collector:
         self.texts.opaque.setdefault(kind, re.split(r"[.[]", at.path, maxsplit=1)[0])
         if kind == PICTURES and value != "":
             self.texts.images.append(JsonImage(value, at.place, at.path))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _holds_tokens(value: list[Any], at: Position) -> bool:
-    """Whether a list has numbers where they are tokens of a text."""
-    if at.path.partition("[")[0] not in PROMPTS and at.key not in PROMPTS:
-        return False
-    return any(map(_is_number, value))

@@ -297,7 +297,9 @@ def _pig_latin(line: str, start: int) -> Iterator[Replacement]:
     for word in turned:
         stem, ending = word[1].lower(), word[2].lower()
         whole = stem + "w" if ending == "way" else stem
-        options = [stem] if ending == "way" else []
+        # behind a vowel's word stands way, yay or hay
+        is_vowels = ending == "way" or (whole[-1] in "yh" and whole[0] in "aeiou")
+        options = [whole[:-1]] if is_vowels and len(whole) > 1 else []
         options += [
             whole[-count:] + whole[:-count]
             for count in range(1, min(_ONSETS, len(whole)) + 1)

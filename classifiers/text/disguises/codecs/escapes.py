@@ -22,6 +22,10 @@ _ESCAPED: Final = re.compile(
     r"|\\([\"\\/bfnrt])"
 )
 _SIGNS: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_CODE_POINTS: Final = re.compile(
+    r"(?<![A-Za-z0-9])U\+[0-9A-Fa-f]{4,6}(?:[ ,;]{0,2}U\+[0-9A-Fa-f]{4,6}){3,}+"
+)
+_CODE_POINT: Final = re.compile(r"U\+([0-9A-Fa-f]{4,6})")
 _URL: Final = re.compile(r"(?:%[0-9A-Fa-f]{2})++")
 _LETTER_BYTE: Final = "=(?:4[1-9A-F]|5[0-9A]|6[1-9A-F]|7[0-9A])"
 _MAIL: Final = re.compile(
@@ -36,6 +40,11 @@ def _escapes(text: str) -> Iterator[Replacement]:
     if "\\" in text or "&#" in text or "%u" in text:
         for run in _ESCAPE.finditer(text):
             yield Replacement(run.start(), run.end(), _ESCAPED.sub(_unescape, run[0]))
+    if "U+" in text:
+        for run in _CODE_POINTS.finditer(text):
+            codes = [int(code, 16) for code in _CODE_POINT.findall(run[0])]
+            if max(codes) < 0x110000:
+                yield Replacement(run.start(), run.end(), "".join(map(chr, codes)))
     if "=" in text:
         for run in _MAIL.finditer(text):
             data = bytes.fromhex(run[0].replace("=", "").strip())
@@ -77,10 +86,11 @@ def _urls(text: str) -> Iterator[Replacement]:
 
 ESCAPE: Final = Codec(
     "escape",
-    sign=r'[\\%]u|\\["\\/bfnrtU0-3]|&#|=[2-7C-E][0-9A-F]|=\r?\n|\+A[C-H]',
+    sign=r'[\\%]u|\\["\\/bfnrtU0-3]|&#|=[2-7C-E][0-9A-F]|=\r?\n|\+A[C-H]|U\+[0-9A-Fa-f]{4}',
     run=r"(?:[\\%]u(?:[0-9A-Fa-f]{4}|\{[0-9A-Fa-f]{1,6}\})|\\U000[0-9A-Fa-f]{5}|\\[0-3][0-7]{2}"
     r'|&#(?:[0-9]{2,7}|[xX][0-9A-Fa-f]{2,6});?|\\["\\/bfnrt])+'
-    r"|(?:=[2-7C-E89AB][0-9A-F])+|=\r?\n|(?:\+A[A-Za-z0-9+/]+-?)+",
+    r"|(?:=[2-7C-E89AB][0-9A-F])+|=\r?\n|(?:\+A[A-Za-z0-9+/]+-?)+"
+    r"|U\+[0-9A-Fa-f]{4,6}(?:[ ,;]{0,2}U\+[0-9A-Fa-f]{4,6})*",
     decode=_escapes,
 )
 URL: Final = Codec("url", sign="%[0-9A-Fa-f]{2}", run="(?:%[0-9A-Fa-f]{2})+", decode=_urls)

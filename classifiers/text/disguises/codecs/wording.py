@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Final
 
+import re2
+
 from classifiers.text.disguises.language import is_common, is_known, letters_in, words_of
 from classifiers.text.disguises.rewriting import Replacement
 
@@ -17,6 +19,12 @@ _BESIDE: Final = frozenset(string.ascii_letters + string.digits + "_+/@=-.(")
 _SHORTEST_HUMPS, _SHORTEST_GLUED = 8, 12
 _HUMP: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z](?![a-z])")
 _FEWEST_WORDS: Final = 4
+_FEWEST_JOINED: Final = 6
+_ANY_JOINED: Final = re2.compile(r"(?:[A-Za-z]{1,24}[-_.+]){5}[A-Za-z]")
+_JOINED: Final = re.compile(
+    r"(?<![^\s\"'(])[A-Za-z]{1,24}+([-_.+])[A-Za-z]{1,24}+(?:\1[A-Za-z]{1,24}+){4,}+"
+    r"(?=[\s\"')?!,]|\.?\Z|\.\s)"
+)
 _COMMON: Final = 0.5
 """The part of letters that are in common words: names of people are in none."""
 _LONG: Final = 18
@@ -34,6 +42,7 @@ _OF_WORDS: Final = string.ascii_letters + string.digits + "_.@/(+=-"
 
 def worded(text: str) -> Iterator[Replacement]:
     """All words that can be told apart, or told at all."""
+    yield from _joined(text)
     has_repeats = _THRICE.search(text) is not None
     for run in _RUN.finditer(text):
         start, end = run.span()
@@ -74,6 +83,16 @@ def _unglued(start: int, run: str) -> Iterator[Replacement]:
         words = words_of(letters.lower())
         if len(words) >= _FEWEST_WORDS and _are_common(words):
             yield _spaced(start + first, letters, words)
+
+
+def _joined(text: str) -> Iterator[Replacement]:
+    """Spaces between words that one and the same sign joins, and no letters beside them: names in
+    programs have a bracket or a sign behind them."""
+    for run in _JOINED.finditer(text) if _ANY_JOINED.search(text) else ():
+        words = run[0].split(run[1])
+        if len(words) >= _FEWEST_JOINED and _are_common([word.lower() for word in words], is_known):
+            at = range(run.start(), run.end())
+            yield Replacement(run.start(), run.end(), " ".join(words), at)
 
 
 def _between_humps(start: int, letters: str) -> Iterator[Replacement]:

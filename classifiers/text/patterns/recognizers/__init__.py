@@ -27,9 +27,14 @@ from classifiers.text.patterns.recognizers.people.phones import (
 )
 from classifiers.text.patterns.recognizers.people.uk_nino import UK_NINO
 from classifiers.text.patterns.recognizers.people.us_ssn import US_SSN
-from classifiers.text.patterns.recognizers.secrets.addresses import HEADERS, URL_PASSWORDS
+from classifiers.text.patterns.recognizers.secrets.addresses import (
+    CREDENTIALS,
+    HEADERS,
+    URL_PASSWORDS,
+)
 from classifiers.text.patterns.recognizers.secrets.assignments import PASSWORDS
 from classifiers.text.patterns.recognizers.secrets.blocks import BLOCKS, PUTTY
+from classifiers.text.patterns.recognizers.secrets.commands import COMMAND_PASSWORDS
 from classifiers.text.patterns.recognizers.secrets.jwts import JWTS
 from classifiers.text.patterns.recognizers.secrets.tokens import TOKENS
 from classifiers.text.patterns.recognizers.secrets.vendor_keys import VENDOR_KEYS
@@ -41,7 +46,10 @@ _PERSONAL_DATA: Final = (
     *(EMAILS, US_SSN, UK_NINO, CARDS, IBANS, INTERNATIONAL, NORTH_AMERICAN, NATIONAL_NUMBERS),
     *(NATIONAL, IPV4, IPV6, BIRTH_DATES),
 )
-_SECRETS: Final = (BLOCKS, PUTTY, JWTS, TOKENS, VENDOR_KEYS, URL_PASSWORDS, HEADERS, PASSWORDS)
+_SECRETS: Final = (
+    *(BLOCKS, PUTTY, JWTS, TOKENS, VENDOR_KEYS, URL_PASSWORDS, CREDENTIALS, COMMAND_PASSWORDS),
+    *(HEADERS, PASSWORDS),
+)
 SHIPPED: Final[Mapping[Shipped, tuple[Expression, ...]]] = {
     "secrets": tuple(replace(each, views=_VIEWS) for each in _SECRETS),
     "personal-data": tuple(replace(each, views=_VIEWS) for each in _PERSONAL_DATA),

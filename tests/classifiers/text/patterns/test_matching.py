@@ -175,6 +175,11 @@ def test_phrases_span_the_white_space_between_their_words() -> None:
     assert WORDS.find(text) == [Match(2, 14, "PHRASE", "plain")]
 
 
+def test_words_of_phrases_may_be_joined_by_a_hyphen_or_an_underscore() -> None:
+    found = WORDS.find("a pipe-bomb, PIPE_BOMB, pipe.bomb and my_pipe_bomb_2")
+    assert [(match.start, match.end) for match in found] == [(2, 11), (13, 22)]
+
+
 def test_surroundings_are_shared_between_neighbours() -> None:
     assert [(match.start, match.end) for match in WORDS.find("123 456 789 1000")] == [
         (0, 3),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import Any
 
 import pytest
@@ -40,6 +42,23 @@ def test_settings_and_schemas_have_no_numbers_that_are_read() -> None:
     body |= {"thinking": {"budget_tokens": 9000}, **said(content="x")}
     assert not [p for p in texts_of(body, "user").pieces if p.kind == "number"]
     assert not [p for p in texts_of({"usage": {"x": 64_000}}, "response").pieces]
+
+
+@pytest.mark.parametrize("write", [json.dumps, functools.partial(json.dumps, indent=2)])
+@pytest.mark.parametrize(
+    "content", [[*b"call ann now"], {"bytes": [*b"call ann now"]}, [["x", [*b"call ann now"]]]]
+)
+def test_numbers_that_spell_a_text_in_a_list_are_read_together(content: Any, write: Any) -> None:
+    spelled = ", ".join(map(str, b"call ann now"))
+    call = {"type": "tool_use", "input": {"list": content}}
+    for body in (said(content=write(content)), said(content=[call])):
+        pieces = [piece for piece in texts_of(body, "user").pieces if piece.kind == "key"]
+        assert [piece.text for piece in pieces] == [spelled]
+
+
+def test_lists_of_measurements_are_no_texts() -> None:
+    content = json.dumps({"a": [12, 15, 20, 100, 250, 12, 15, 16], "b": [0.5] * 20})
+    assert not [p for p in texts_of(said(content=content), "user").pieces if p.kind == "key"]
 
 
 def test_tokens_that_may_pass_are_no_texts_each() -> None:

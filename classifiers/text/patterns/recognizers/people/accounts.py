@@ -39,7 +39,7 @@ def _judge(candidate: Candidate) -> Finding | None:
         return None
     end = places[length - 1] + 1
     behind = value[end : end + 1] or candidate.following
-    if behind.isalnum():
+    if behind.isdigit() or (behind.isalpha() and value[end - 1].isalpha()):
         return None
     if not answer(iban.is_valid, value[:end], check_country=False):
         return None

@@ -14,10 +14,19 @@ from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 from classifiers.text.patterns.recognizers.labels import Labels
 from classifiers.text.patterns.recognizers.people import numbering_plans
 
-_LABELS: Final = Labels(
+_NAMES: Final = (
     *("tel", "telephone", "phone", "cellphone", "mobile", "cell", "fax", "call", "dial", "ring"),
     *("callback", "hotline", "whatsapp", "sms", "text me at", "reach me", "contact number"),
-    *("contact no", "homephone", "workphone", "mobilephone", "msisdn", "signal"),
+    *(
+        "contact no",
+        "homephone",
+        "workphone",
+        "mobilephone",
+        "msisdn",
+        "on signal",
+        "via signal",
+        "signal number",
+    ),
     *("telefon", "handy", "mobil", "rufnummer", "durchwahl", "festnetz", "rückruf", "ruf mich"),
     *("téléphone", "portable", "appelez", "joindre au", "teléfono", "telefone", "móvil"),
     *("celular", "llámame", "llamar al", "telemóvel", "ligue", "telefono", "cellulare"),
@@ -26,6 +35,10 @@ _LABELS: Final = Labels(
     *("мобільний", "cep", "電話", "携帯", "电话", "手机", "致电", "전화", "휴대폰", "연락처"),
     *("هاتف", "جوال", "טלפון", "נייד", "फ़ोन", "मोबाइल", "โทร", "điện thoại", "sđt", "telp", "hp"),
 )
+_LABELS: Final = Labels(*_NAMES)
+_BESIDE: Final = Labels(*_NAMES, gap=3)
+_SECONDS: Final = re.compile(r"1[2-9][0-9]{8}$|20[0-9]{8}$")
+"""A time in seconds since 1970, from 2008 to 2036."""
 _EXTENSION: Final = r"(?: ?(?:x|ext\.?|extension|#|durchwahl) ?[0-9]{1,6})?"
 _DATE: Final = re.compile(
     r"(?:19|20)[0-9]{2}[ ./-](?:0?[1-9]|1[0-2])[ ./-][0-3]?[0-9](?![0-9])"
@@ -104,6 +117,8 @@ def _national(candidate: Candidate) -> Finding | None:
     value = candidate.value
     has_prefix = _TRUNK.match(value) is not None
     if _DATE.match(value) or _OTHER.match(value):
+        return None
+    if _SECONDS.match(value) and not _BESIDE.before(candidate):
         return None
     if _LABELS.before(candidate):
         longest = None

@@ -1,7 +1,9 @@
-"""PASSWORD in an address (scheme://user:password@host), and tokens of an Authorization header."""
+"""PASSWORD in an address (scheme://user:password@host), or in Base64 as registries keep it, and
+tokens of an Authorization header."""
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import Final
 
@@ -17,9 +19,23 @@ _PLACEHOLDER: Final = re.compile(
     re.IGNORECASE,
 )
 
+_SHORTEST: Final = 3
 
-def _judge_password(candidate: Candidate) -> Finding | None:
+
+def judge_password(candidate: Candidate) -> Finding | None:
+    """A password where one must stand, unless it is a placeholder."""
     return None if _PLACEHOLDER.match(candidate.value) else candidate.is_("PASSWORD")
+
+
+def _judge_credentials(candidate: Candidate) -> Finding | None:
+    """Whether it is the Base64 of user:password."""
+    try:
+        decoded = base64.b64decode(candidate.value, validate=True).decode()
+    except ValueError:
+        return None
+    user, _, password = decoded.partition(":")
+    is_told = user and len(password) >= _SHORTEST and decoded.isprintable()
+    return candidate.is_("PASSWORD") if is_told and not _PLACEHOLDER.match(password) else None
 
 
 def _judge_token(candidate: Candidate) -> Finding | None:
@@ -29,13 +45,20 @@ def _judge_token(candidate: Candidate) -> Finding | None:
     return candidate.is_("ACCESS_TOKEN")
 
 
+CREDENTIALS: Final = Expression(
+    labels=frozenset({"PASSWORD"}),
+    pattern=r"""["'_]auth["']? ?[:=] ?["']?(?P<value>[A-Za-z0-9+/]{8,256}={0,2})""",
+    judge=_judge_credentials,
+    longest=280,
+    raw=True,
+)
 URL_PASSWORDS: Final = Expression(
     labels=frozenset({"PASSWORD"}),
     pattern=(
         r"""[a-zA-Z][a-zA-Z0-9+.-]{1,20}://[^\s:/@"'<>]{0,64}:"""
         r"""(?P<value>[^\s/@"'<>]{3,128})@[A-Za-z0-9\[]"""
     ),
-    judge=_judge_password,
+    judge=judge_password,
     longest=240,
     raw=True,
 )

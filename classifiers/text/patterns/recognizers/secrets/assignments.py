@@ -25,8 +25,8 @@ _NAMES: Final = "|".join(
     + ["db[_ -]?pass", "user[_ -]?pass"]
 )
 _KEYS: Final = (
-    r"pwd|secret|credential|private[_ -]?key|api[_ -]?key|access[_ -]?key|access[_ -]?token"
-    r"|auth[_ -]?token|token"
+    r"pwd|secret|credential|(?:private|account|api|access)[_ -]?key|(?:access|auth)[_ -]?token"
+    r"|token"
 )
 _REST: Final = r"""[A-Za-z0-9_-]{0,20}\\{0,3}["'\x60*]{0,3}"""
 _OPERATOR: Final = (
@@ -37,6 +37,13 @@ _PAGES: Final = re.compile(
     r"(?i)(?:next|page|pagination|continuation|sync|cipher|public)[a-z_ -]*$|secretsmanager:$"
 )
 """Tokens of pages, ciphertexts and names of secrets are none."""
+_DETAILS: Final = "id|name|file|path|url|uri|arn|version|type|length|count|ttl"
+_BEHIND: Final = r"[^A-Za-z0-9]*(?:is )?[^A-Za-z0-9]*$"
+_OF_DETAIL: Final = re.compile(
+    rf"(?i:tokeni[sz])|(?i:[_-](?:{_DETAILS})){_BEHIND}"
+    rf"|[a-z](?:{'|'.join(map(str.capitalize, _DETAILS.split('|')))}|ID|URL){_BEHIND}"
+)
+"""The id or the name of a key is not the key."""
 _NAME: Final = re.compile(rf"(?i)(?:{_NAMES})[a-z0-9_-]*[\"'\x60*]* $")
 _KEY_NAME: Final = re.compile(rf"(?i)(?:{_KEYS})[a-z0-9_-]*[^a-z0-9_-]*(?:is )?[^a-z0-9_-]*$")
 _REFERENCE: Final = re.compile(
@@ -61,7 +68,7 @@ _IDENTIFIER: Final = re.compile(
 )
 """Names of classes, and identifiers of requests."""
 _SIGNS: Final = re.compile(r"[^A-Za-z0-9_]")
-_NEXT_FIELD: Final = re.compile(r"&(?=[\w.-]+=)")
+_NEXT_FIELD: Final = re.compile(r"[&;](?=[\w.-]+=)")
 _LEAST, _LEAST_STRICT = 6, 8
 _QUOTES: Final = ("'", '"', "`")
 _BITS, _MIXED_BITS, _STRICT_BITS, _SIGN_BITS = 2.4, 2.0, 2.75, 3.0
@@ -73,7 +80,7 @@ def _judge(candidate: Candidate) -> Finding | None:
     key = _KEY_NAME.search(before)
     if key is not None:
         end = key.start() if key[0].lower().startswith("token") else key.end()
-        if value[:1] in ("[", "(") or _PAGES.search(before[:end]):
+        if value[:1] in ("[", "(") or _PAGES.search(before[:end]) or _OF_DETAIL.search(key[0]):
             return None
     # nothing but a space may stand between the name of a password and the password
     is_adjacent = _NAME.search(before) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Final, NamedTuple
 
@@ -71,6 +72,8 @@ _INNER: Final = (
     r"https://[a-z0-9]{1,60}\.webhook\.office\.com/",
 )
 _LEAST_CHARACTERS: Final = 12
+_LETTERS: Final = re.compile(r"hf_(?=.*[a-z])(?=.*[A-Z])[A-Za-z]{34}$")
+"""The older tokens of Hugging Face have no digit."""
 
 
 def _label(rule: gitleaks.Rule) -> str:
@@ -101,6 +104,8 @@ def _judge(candidate: Candidate) -> Finding | None:
         token = value[start:end]
         if rule.entropy and bits_per_character(token) < rule.entropy:
             continue
+        if token.startswith("hf_") and _LETTERS.match(token):
+            return candidate.part(start, end).is_(rule.label)
         if rule.label == "LLM_API_KEY" and not has_letters_and_digits(token):
             continue
         return candidate.part(start, end).is_(rule.label)

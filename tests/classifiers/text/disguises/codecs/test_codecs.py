@@ -58,6 +58,8 @@ def test_a_word_is_found_in_its_place_in_every_disguise(name: str) -> None:
         'say "yes" or "no", \'a\', \'b\' and print("x", "y")',
         "HTTP TCP UDP and JavaScript, getElementById, InternationalizationHelperFactory, README",
         "www, hmm, XXX, III and 1000000",
+        "get_the_user_by_id = 3, test_that_it_is_as_long_as_it_was(), a state-of-the-art one",
+        "U+00E9 U+00E8 are letters; call the.name.of.my.own.module(x) or /how-to-do-it-with-my-own",
         "a + b = c, a=10, b=20 and C=3D",
         "https://example.org/a-very-long-path/that/goes_on?and=on&and=on#further",
         "may day, say today: always play away, Sunday to Friday",

@@ -26,8 +26,15 @@ FOUND = [
     ("the db_password JHj(0Kdv8DZ$. And", "JHj(0Kdv8DZ$"),
     ("| db_password | YcXMqg_k(MzT4uxk2 |", "YcXMqg_k(MzT4uxk2"),
     ('"password": "$(AB)nHe&v_4ptuRF6t"', "$(AB)nHe&v_4ptuRF6t"),
+    ("Server=db;Password=Yukon900!;Encrypt=true", "Yukon900!"),
+    ("AccountKey=Eby8vdM02xNOcqFlqUwJ==;EndpointSuffix=core.x", "Eby8vdM02xNOcqFlqUwJ=="),
 ]
 NOT_FOUND = [
+    "`tokenizationId`: 'f865288c97ca4913887373728b8dfc4c',",
+    'LLM_SECRET_NAME = "NEXUS-GPT4-API-KEY"',
+    "tokenId: 8f2kd93kfk20dk and secret_name = my-app-12ab34",
+    "ACCESS_TOKEN_URL=auth2.example.com/x1y2, api_key_id: K9x8w7v6u5",
+    "tokenizer: gpt2-medium-355m",
     '{"password": "[PASSWORD_1]"}',
     "password: [PASSWORD_12345678]",
     "api_key = STRIPE_KEY_2",

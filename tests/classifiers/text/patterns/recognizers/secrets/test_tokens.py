@@ -34,3 +34,10 @@ def test_it_is_found_as_a_whole(text: str, value: str) -> None:
 @pytest.mark.parametrize("text", NOT_FOUND)
 def test_what_resembles_it_is_left_alone(text: str) -> None:
     assert values("secrets", "API_KEY", text) == []
+
+
+def test_tokens_of_hugging_face_may_have_no_digit() -> None:
+    token = "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"
+    assert values("secrets", "LLM_API_KEY", f"{token} is mine") == [token]
+    names = "hf_transformersModelForQuestionAnsweringX and hf_qwertyuiopasdfghjklzxcvbnmqwertyuiop"
+    assert values("secrets", "LLM_API_KEY", names) == []
