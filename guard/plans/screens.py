@@ -35,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 CHANGES: frozenset[Action] = frozenset({"redact", "route", "policy"})
 """Actions that change the request before it is sent."""
-
-
-_MOST_JOINED = 16
 OCR = "screen.ocr"
 """The name in verdicts of what reads text in images, where it cannot be loaded."""
 S = TypeVar("S", "TextScreen", "ImageScreen")
@@ -226,7 +223,7 @@ class TextPlans:
             self._load_heads(artifacts["text"], load_encoder)
         self._lists = self._patterns(config.patterns)
         # shared by all plans to come: what a set learns of texts takes megabytes
-        self._joined = lru_cache(maxsize=_MOST_JOINED)(PatternSet.joined)
+        self._joined = lru_cache(maxsize=16)(PatternSet.joined)
         self.images = self._load_images(config, artifacts["pixels"])
         self._config = config
         self._plans = {name: self._plan(config, name) for name in config.policy_names}
@@ -263,10 +260,6 @@ class TextPlans:
     def image_screens(self) -> Sequence[ImageScreen]:
         """All screens of images that can be applied, as fitted, with the action "observe"."""
         return list(self._images.values())
-
-    @property
-    def _reads_text_in_images(self) -> bool:
-        return self.images is not None and self.images.ocr is not None
 
     def _artifacts(
         self, settings: Sequence[GuardConfig]
@@ -346,7 +339,8 @@ class TextPlans:
         shadows |= {*policy.only_observed}
         needed = [*policy.guards, *([OCR] if policy.screen.ocr else [])]
         broken = {guard: self._broken[guard] for guard in needed if guard in self._broken}
-        if policy.screen.ocr and OCR not in broken and not self._reads_text_in_images:
+        ocr = None if self.images is None else self.images.ocr
+        if policy.screen.ocr and OCR not in broken and ocr is None:
             broken[OCR] = "what reads text in images is not loaded: restart the server"
         inside = [] if self._runs_models or config.delegates(name) else self._inside
         elsewhere = {
