@@ -4,13 +4,14 @@ BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test test-slow test-browser test-vllm vllm-seams test-vllm-next test-gpu conformance lint format docs site sbom bench clean
+.PHONY: help demo test test-slow test-browser test-ray test-vllm vllm-seams test-vllm-next test-gpu conformance lint format docs site sbom bench clean
 
 help:
 	@echo "make demo       set everything up and ask the embedded model, guarded and bare"
 	@echo "make test       set everything up and run the tests"
 	@echo "make test-slow  the tests that need the embedded model and minutes"
 	@echo "make test-browser  the console by clicks, in Debian's Chromium"
+	@echo "make test-ray      two replicas of Ray Serve, replaced under traffic"
 	@echo "make test-vllm  the tests of the vLLM plugin, in an environment of their own"
 	@echo "make vllm-seams  the sources of another release of vLLM (WHEEL=...) against the plugin's seams"
 	@echo "make test-vllm-next  that release's Python on the CPU build, under the plugin's tests"
@@ -41,6 +42,10 @@ test-slow: .venv/ready
 # the console by clicks, in the system's Chromium
 test-browser: .venv/ready
 	$(BIN)/python -m pytest -q tests/server/console
+
+test-ray: .venv/ready
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -q tests/server/test_ray.py
 
 # vLLM wants other versions than the rest, and its CPU build some of its requirements left out
 .venv-vllm/ready: pyproject.toml tests/vllm/requirements.py

@@ -4,11 +4,12 @@
         [--rounds 5] [--json]
 
 Side by side in front of one stub upstream: nothing, nginx (where Debian's package is installed),
-this proxy without screens and with its two lists of patterns, and LiteLLM's proxy and NeMo
-Guardrails' server (without any rail) where their commands are given. Each proxy has one core to
-itself; the stub and the load generator share another. Each round measures all of them in a new
-random order; the report has medians over the rounds. CPU time per request is that of the proxy's
-process while it was saturated, which other work on the machine does not change.
+this proxy alone, with its two lists of patterns, with all that operating it takes (a key of a
+database with limits on three levels, a chained audit log, spans), and with both, and LiteLLM's
+proxy and NeMo Guardrails' server (without any rail) where their commands are given. Each proxy has
+one core to itself; the stub and the load generator share another. Each round measures all of them
+in a new random order; the report has medians over the rounds. CPU time per request is that of the
+proxy's process while it was saturated, which other work on the machine does not change.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ from rich.table import Table
 
 from benchmarks.processes import cpu_seconds, free_port, running
 from benchmarks.wire import paced, request, saturating
+from guard.audit.signing import new_key as audit_key
+from guard.config.schema import load_config
+from guard.tenants.directory import store_of
+from guard.tenants.levels import LevelSettings
 
 PER_SECOND = 100.0
 CONNECTIONS = 32
@@ -45,9 +50,16 @@ BODY: dict[str, object] = {
     "model": "stub",
     "messages": [{"role": "user", "content": "Tell me about the history of the bicycle. " * 4}],
 }
-SCREENS = """
+PLAIN = "[server]\n"
+OPERATED = """
+[tenants]
+database = "tenants.sqlite"
 [server]
-default_policy = "p"
+audit_log = "{name}.jsonl"
+audit_key = "audit.key"
+traces = true
+"""
+SCREENS = """default_policy = "p"
 [[patterns]]
 name = "secrets"
 source = "secrets"
@@ -58,6 +70,18 @@ source = "personal-data"
 guards = ["secrets", "personal-data"]
 action = "block"
 """
+PROXIES = {
+    "this proxy": PLAIN,
+    "with patterns": PLAIN + SCREENS,
+    "keys, limits, audit, traces": OPERATED,
+    "all of these": OPERATED + SCREENS,
+}
+LIMITS = LevelSettings(
+    requests_per_minute=10**9,
+    tokens_per_minute=10**12,
+    concurrent_requests=10_000,
+    tokens_per_month=10**14,
+)
 NGINX = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 2048; }}
@@ -112,10 +136,14 @@ def main() -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A server under load: its port, and the id of its process."""
+    """A server under load: its port, the id of its process, and the key that it knows."""
 
     port: int
     process: int
+    key: str = "sk-bench"
+
+    def request(self) -> bytes:
+        return request(self.port, BODY, key=self.key)
 
 
 async def _measure(targets: dict[str, _Target], rounds: int, seconds: float) -> dict[str, Any]:
@@ -123,13 +151,13 @@ async def _measure(targets: dict[str, _Target], rounds: int, seconds: float) -> 
     rates: dict[str, list[float]] = {name: [] for name in targets}
     cpu_ms: dict[str, list[float]] = {name: [] for name in targets}
     for target in targets.values():  # warm up
-        await saturating(target.port, request(target.port, BODY), 4, 1.0)
+        await saturating(target.port, target.request(), 4, 1.0)
     for number in range(rounds):
         order = list(targets)
         random.Random(number).shuffle(order)
         for name in order:
             target = targets[name]
-            raw = request(target.port, BODY)
+            raw = target.request()
             latencies[name].append(await paced(target.port, raw, PER_SECOND, seconds))
             before = cpu_seconds(target.process)
             rate = await saturating(target.port, raw, CONNECTIONS, seconds / 2)
@@ -176,12 +204,17 @@ def _targets(folder: Path, peers: argparse.Namespace, core: int) -> Iterator[dic
             process = start(running([nginx, "-c", str(config)], port, core=core))
             targets["nginx"] = _Target(port, process)
         guard = [*python, "guard", "proxy", "--upstream", f"http://127.0.0.1:{stub}"]
-        screens = folder / "config.toml"
-        screens.write_text(SCREENS)
-        for name, options in (("this proxy", []), ("with patterns", ["--config", str(screens)])):
-            port = free_port()
-            process = start(running([*guard, *options, "--port", str(port)], port, core=core))
-            targets[name] = _Target(port, process)
+        collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{stub}"}
+        audit_key(folder / "audit.key")
+        tenant = ""
+        for number, (name, toml) in enumerate(PROXIES.items()):
+            port, file = free_port(), folder / f"proxy-{number}.toml"
+            file.write_text(toml.replace("{name}", file.stem))
+            if is_operated := toml.startswith(OPERATED):
+                tenant = tenant or _tenant(file)
+            command = [*guard, "--config", str(file), "--port", str(port)]
+            process = start(running(command, port, core=core, environment=collector))
+            targets[name] = _Target(port, process, tenant if is_operated else "sk-bench")
         if peers.litellm is not None:
             port = free_port()
             settings = folder / "litellm.yaml"
@@ -202,6 +235,16 @@ def _targets(folder: Path, peers: argparse.Namespace, core: int) -> Iterator[dic
             )
             targets["NeMo Guardrails"] = _Target(port, process)
         yield targets
+
+
+def _tenant(file: Path) -> str:
+    """A key with limits on all three levels, in the database of the configuration `file`."""
+    store = store_of(load_config(file))
+    store.new_organisation("acme", LIMITS)
+    store.new_team("acme", "research", LIMITS)
+    _, key = store.new_key("acme/research", "laptop", LIMITS)
+    store.database.close()
+    return key
 
 
 if __name__ == "__main__":

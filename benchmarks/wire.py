@@ -9,12 +9,18 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 
-def request(port: int, body: dict[str, object], path: str = "/v1/chat/completions") -> bytes:
+def request(
+    port: int,
+    body: dict[str, object],
+    path: str = "/v1/chat/completions",
+    *,
+    key: str = "sk-bench",
+) -> bytes:
     """The bytes of one POST request."""
     content = json.dumps(body).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer sk-bench\r\ncontent-length: {len(content)}\r\n\r\n"
+        f"authorization: Bearer {key}\r\ncontent-length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
 

@@ -16,6 +16,7 @@ from guard.config.schema import Config
 from guard.tenants.directory import Directory
 from guard.tenants.keys import KeyRing, admin_ring
 from server.console.endpoints import caller_router, traffic_router
+from server.console.kept_texts import TrafficTexts
 from server.console.pages import console_router
 from server.edge.http_edge import edged
 from server.edge.paths import KnownPaths
@@ -148,7 +149,7 @@ def create_app(
         routers.append(tenants_router(config, directory))
     routers.append(console_router())
     if traffic is not None and admins is not None:
-        routers.append(traffic_router(traffic, admins))
+        routers.append(traffic_router(traffic, admins, _texts(screens)))
     offers = {
         "traffic": traffic,
         "erasures": erasures,
@@ -168,6 +169,13 @@ def create_app(
     app.add_middleware(edged, paths=paths, settings=config.server)  # the outermost
     install_error_handlers(app, paths)
     return app
+
+
+def _texts(screens: Screens | None) -> TrafficTexts | None:
+    """The kept texts of the last requests, where there are screens that keep any."""
+    if screens is None or screens.kept is None:
+        return None
+    return TrafficTexts(screens.kept, screens.recorder.audit)
 
 
 def _routes(routers: Sequence[APIRouter]) -> list[APIRoute]:

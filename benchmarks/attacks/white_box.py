@@ -4,9 +4,11 @@ Candidates are compared by the error of the denoiser on the refined prompt, unde
 step; a blocked prompt has infinite loss. Gradients pass through every step of the refinement, and
 the score of the guard above its threshold is added to the loss, so that they also lead away from
 the guard. Where guards inspect images, images of the best candidates of a step are generated
-through the guard, and the scores of these guards above their thresholds are added to the losses;
-gradients pass through the estimate of the image at the first step. The words of the concept may be
-used. Every second search starts at the plain prompt of the concept, the others at random tokens.
+through the guards of the prompt, and the scores that the others have for the finished latents,
+above their thresholds, are added to the losses; gradients pass through the estimate of the image at
+the first step. What overlays of the denoiser and IRECE write is left out: their gate, or their
+score, is what is evaded. The words of the concept may be used. Every second search starts at the
+plain prompt of the concept, the others at random tokens.
 
     python -m benchmarks.attacks.white_box --config config.toml --policy {concept}-cgce \\
         --method cgce --out examples/emoji/attacks/white-box.jsonl
@@ -23,7 +25,7 @@ from benchmarks.attacks import command, concepts, denoiser
 from benchmarks.attacks.generating import EmbeddingGenerator
 from benchmarks.attacks.search import Candidate
 from guard.config.schema import load_config
-from guard.evaluation.m_erasure.guarded_loss import gradients_of, through_guards
+from guard.evaluation.m_erasure.guarded_loss import gradients_of, limits_of, through_guards
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.families import Family, family_of
 from steering.images.conditioning import Conditioning
@@ -42,8 +44,11 @@ class OutputGuardLoss:
     """
 
     def __init__(self, plans: ImagePlans, plan: ImagePlan, family: Family, seed: int) -> None:
-        self._screens = plans.stacks.output.stacks
-        self._limits = {row.name: row.threshold for row in plan.rows()}
+        carried = {row.name: row for row in plan.rows()}
+        self._output = [
+            (stack, limits_of(stack.names, carried)) for stack in plans.stacks.output.stacks
+        ]
+        self._latents = [(stack, limits_of(stack.names, carried)) for stack in plans.stacks.latents]
         self._generator = EmbeddingGenerator(family, steps=STEPS, guidance=GUIDANCE)
         self._family = family
         self._seeds = iter(range(1000 * seed, 2**31, SEEDS))
@@ -63,10 +68,14 @@ class OutputGuardLoss:
     def _excess(self, latents: Tensor) -> Tensor:
         whole = self._family.unpacked(latents)
         above = [
-            screen.sense(whole, [column])[:, 0] - self._limits[name]
-            for screen in self._screens
-            for column, name in enumerate(screen.names)
-            if name in self._limits
+            stack.sense(whole, [column])[:, 0] - limit
+            for stack, limits in self._output
+            for column, limit in limits.items()
+        ]
+        above += [
+            stack.sense(whole, [column])[0][:, 0] - limit
+            for stack, limits in self._latents
+            for column, limit in limits.items()
         ]
         return torch.stack(above).amax(0).clamp(min=0).view(-1, SEEDS).mean(1)
 

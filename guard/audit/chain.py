@@ -21,8 +21,11 @@ LOST = "audit lines lost"
 """The `event` of the line that says how many the disk or the queue had no room for."""
 BROKEN = "audit broken off"
 """The `event` of the line that follows a crash."""
+RECOVERED = "audit lines recovered"
+"""The `event` of the line behind those that a killed process had not written yet."""
 PERSONAL = ("tenant", "request_id", "id", "by")
 _ERASABLE = "salts"
+_OF_THE_CHAIN = frozenset({"seq", "prev", "personal", _ERASABLE})
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
@@ -87,6 +90,11 @@ def is_linked(entry: Mapping[str, Any]) -> bool:
         and isinstance(salts, dict)
         and set(salts) <= set(personal) <= set(PERSONAL)
     )
+
+
+def unlinked(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line as it was before it was linked."""
+    return {name: value for name, value in line.items() if name not in _OF_THE_CHAIN}
 
 
 def unfit(line: Mapping[str, Any]) -> str | None:

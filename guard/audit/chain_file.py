@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from guard.audit.chain import (
     BROKEN,
     CHECKPOINT,
     EVERY,
+    RECOVERED,
     START,
     Head,
     digest,
@@ -26,8 +28,16 @@ from guard.audit.chain import (
     head_of,
     link,
     parse,
+    unlinked,
 )
-from guard.audit.files import MAX_LINE_BYTES, last_lines, locked, open_log, write_lines
+from guard.audit.files import (
+    MAX_LINE_BYTES,
+    last_lines,
+    lines_at_end,
+    locked,
+    open_log,
+    write_lines,
+)
 from guard.audit.signing import Signer
 from guard.errors import GuardError
 
@@ -35,6 +45,8 @@ Reason = Literal["opened", "count", "time", "rotated", "closed"]
 _ENDS = ("closed", "rotated")
 _SIGN_EVERY_S = 60.0
 """A checkpoint ends the first lines that come this long after the last one."""
+_RECENT_BYTES = 2**24
+"""Where lines that a killed process wrote last are looked for."""
 _TRIES = 8
 """Of finding the file at the path, while others move it."""
 
@@ -79,6 +91,18 @@ class ChainFile:
         """Link and append all entries, or none. Raises OSError."""
         with self._held():
             self._put(entries)
+
+    def recover(self, lines: Sequence[bytes]) -> None:
+        """Append those of a killed process's lines that it had not written, and one that counts
+        them. Raises OSError."""
+        with self._held():
+            last = [parse(line) for line in lines_at_end(self._file, _RECENT_BYTES)]
+            written = Counter(encode(unlinked(entry)) for entry in last if entry is not None)
+            waiting = Counter(lines) - written
+            entries = [entry for line in waiting.elements() if (entry := parse(line)) is not None]
+            if entries:
+                entries.sort(key=lambda entry: str(entry.get("time")))
+                self._put([*entries, self._event(RECOVERED, lines=len(entries))])
 
     def checkpoint(self, reason: Reason) -> None:
         """Append a signed line, if this process has appended any. Raises OSError."""

@@ -63,6 +63,14 @@ def last_lines(file: int) -> tuple[bytes, int]:
     return whole.rpartition(b"\n")[2] + newline, len(torn)
 
 
+def lines_at_end(file: int, most: int) -> list[bytes]:
+    """The whole lines in the last `most` bytes."""
+    size = os.fstat(file).st_size
+    data = os.pread(file, most, max(0, size - most))
+    lines = data.splitlines(keepends=True)[size > most :]
+    return [line for line in lines if line.endswith(b"\n")]
+
+
 def read_lines(path: Path) -> Iterator[bytes]:
     """The lines of a log, of one that was packed by gzip too; a longer one than MAX_LINE_BYTES is
     cut. Raises DataError."""

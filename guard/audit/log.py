@@ -1,8 +1,8 @@
 """The audit log: one JSON line for each finished request, appended and never rewritten.
 
 A line has the tenant, the policy and the guards' verdicts; no prompt, no answer, no key. Lines of
-another kind, with an `event`, say that an erasure has another state, that tenants have changed, or
-what the log has to say of itself.
+another kind, with an `event`, say that an erasure has another state, that tenants or policies have
+changed, who has read a kept text, or what the log has to say of itself.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from guard.audit.chain import LOST, encode
 from guard.audit.chain_file import ChainFile
 from guard.audit.files import locked, open_log, write_lines
+from guard.audit.journal import Journal, left_by_killed
 from guard.audit.signing import Signer
 from guard.audit.writer import MOST_QUEUED, QueuedWriter
 from guard.errors import GuardError
@@ -51,9 +52,11 @@ class AuditLog:
 
     Without a key each line is written at once, under a lock of all processes, so that a crash loses
     no finished request and lines are never mixed. With the file of an Ed25519 key, lines are
-    chained and signed, and one thread writes them, at the latest after 200 ms; where the disk is
-    full they wait until it has room, and those beyond MOST_QUEUED are lost. A line that the disk
-    has no room for is taken back as a whole. Raises GuardError if a file cannot be opened.
+    chained and signed, and one thread writes them, after 100 ms on a machine with time to spare;
+    until then they are in a journal, from which whoever opens the log after a crash of the process
+    writes them. Where the disk is full they wait until it has room, and those beyond MOST_QUEUED
+    are lost. A line that the disk has no room for is taken back as a whole. Raises GuardError if a
+    file cannot be opened.
     """
 
     def __init__(
@@ -110,18 +113,23 @@ class AuditLog:
 
 @dataclass(slots=True)
 class _Entry:
-    """A line before it is spelled. `written` is set once it is written or lost with `error`."""
+    """A line before it is spelled. `written` is set once it is written or lost with `error`;
+    `place` is where the journal has it."""
 
     time: datetime
     facts: Mapping[str, Any]
     verdict: Verdict | None = None
     written: threading.Event | None = None
     error: OSError | None = None
+    place: int | None = None
+    _members: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        body = {} if self.verdict is None else self.verdict.as_dict()
-        plain: dict[str, Any] = _plain({**self.facts, **body})
-        return {"time": _stamp(self.time)} | plain
+        if self._members is None:
+            body = {} if self.verdict is None else self.verdict.as_dict()
+            plain: dict[str, Any] = _plain({**self.facts, **body})
+            self._members = {"time": _stamp(self.time)} | plain
+        return self._members
 
 
 class _Plain:
@@ -163,6 +171,9 @@ class _Chained:
         self._now = now
         self._lock = threading.Lock()
         self._file: ChainFile | None = ChainFile(path, signer, now)
+        for journal, lines in left_by_killed(path, signer.seal):
+            self._recover(self._file, journal, lines)
+        self._journal = Journal(path, signer.seal)
         self._lost = 0
         self._is_full = False
         self._queue = QueuedWriter[_Entry](self._write, self._sign, idle_s=IDLE_S)
@@ -172,9 +183,12 @@ class _Chained:
         atexit.register(self.close)
 
     def append(self, entry: _Entry) -> None:
+        with suppress(Exception):  # a line that cannot be spelled is refused when it is written
+            entry.place = self._journal.put(encode(entry.as_dict()))
         try:
             self._queue.put(entry)
         except OSError:
+            self._journal.done(entry.place)
             with self._lock:
                 self._lost += 1
             raise
@@ -203,7 +217,16 @@ class _Chained:
                 except (OSError, GuardError) as error:
                     logger.error("the audit log has no last checkpoint: %s", error)
             self._file = None
+        self._journal.close()
         atexit.unregister(self.close)
+
+    def _recover(self, file: ChainFile, journal: Path, lines: list[bytes]) -> None:
+        """Write what a killed process has left in its journal."""
+        try:
+            file.recover(lines)
+            journal.unlink()
+        except (OSError, GuardError) as error:
+            logger.error("lines of a killed process stay in %s: %s", journal, error)
 
     def _write(self, entries: list[_Entry], is_last: bool) -> list[_Entry]:
         kept, done = list[_Entry](), 0
@@ -216,7 +239,10 @@ class _Chained:
         except Exception:
             # as many as there is room for; no line, whatever is wrong with it, may stop the thread
             kept = self._put_apart(entries[done:], is_last)
+        waiting = set(map(id, kept))
         for entry in entries:
+            if id(entry) not in waiting:
+                self._journal.done(entry.place)
             if entry.written is not None:
                 entry.written.set()
         return kept

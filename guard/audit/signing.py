@@ -3,6 +3,8 @@ late."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +40,7 @@ class Signer:
 
     def __init__(self, path: Path) -> None:
         self._key = _read(path)
+        self._secret = hashlib.sha256(b"audit journal " + self._key.private_bytes_raw()).digest()
 
     @property
     def public(self) -> str:
@@ -47,6 +50,10 @@ class Signer:
     def signed(self, line: Mapping[str, Any]) -> dict[str, Any]:
         """`line` with a `signature` over everything before it."""
         return {**line, "signature": self._key.sign(encode(line)).hex()}
+
+    def seal(self, data: bytes) -> bytes:
+        """The HMAC-SHA-256 of data that nobody without the key may change, 32 bytes."""
+        return hmac.digest(self._secret, data, "sha256")
 
 
 def is_signed(line: Mapping[str, Any], public: str) -> bool:

@@ -12,6 +12,7 @@ from guard.audit.chain import (
     CHECKPOINT,
     EVERY,
     LOST,
+    RECOVERED,
     START,
     Head,
     digest,
@@ -210,7 +211,11 @@ class _Check:
         elif event == BROKEN:
             report.notes.append(
                 f"{where}: the chain was broken off: it is known to line {entry.get('known_to')}; "
-                "up to 200 ms of lines behind it may be lost"
+                "of a crash of the machine, lines behind it may be lost"
+            )
+        elif event == RECOVERED:
+            report.notes.append(
+                f"{where}: the {entry.get('lines')} lines before it are of a killed process"
             )
         elif event == LOST:
             report.notes.append(f"{where}: {entry.get('lines')} lines had no room before it")

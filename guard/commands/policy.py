@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -200,6 +202,7 @@ def _replayed(opened: OpenedPolicies, name: str, settings: Settings, last: int) 
     from guard.policies.replay import replay
     from guard.policies.versions import Change
 
+    started = time.perf_counter()
     before, log = opened.config(), opened.file.config.server.audit_log
     if log is None:
         raise ReplayUnavailable(
@@ -212,7 +215,9 @@ def _replayed(opened: OpenedPolicies, name: str, settings: Settings, last: int) 
     names = {request.policy for request in requests}
     since = same_since(opened.store, before.policies, names)
     later = earlier.under(after)
-    return replay(requests, name, earlier, later, show=100, since=since).as_dict()
+    result = replay(requests, name, earlier, later, show=100, since=since)
+    result.elapsed_ms = 1000 * (time.perf_counter() - started)
+    return result.as_dict()
 
 
 def _asked(url: str, key_env: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,5 +291,11 @@ def _print_replay(found: Mapping[str, Any]) -> None:
         console.print(f"  {change['from']} -> {change['to']}: {change['count']}")
     for request in found["requests"][:10]:
         fired = [g["guard"] for g in request["guards"] if g["after"] and g["after"]["fired"]]
-        line = f"  {request['time']} {request['request_id']}: {request['to']} ({', '.join(fired)})"
-        console.print(escape(line))
+        by = f" ({', '.join(fired)})" if fired else ""
+        console.print(escape(f"  {request['time']} {request['request_id']}: {request['to']}{by}"))
+    if not found["read"]:
+        print(
+            f"note: no request under the policy {found['policy']!r} is recorded: --policy names "
+            "the one whose requests are decided again",
+            file=sys.stderr,
+        )

@@ -140,7 +140,7 @@ class Directory:
         self._require_fresh()
         snapshot = self._snapshot
         if claims.role != "tenant":
-            return Principal(tenant=f"token:{claims.role}", role=claims.role)
+            return Principal(tenant=f"token:{claims.subject}", role=claims.role)
         team = snapshot.teams.get(claims.team)
         if team is None:
             raise Unauthorized("The team of this token is unknown here.")

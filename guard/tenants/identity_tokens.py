@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import threading
 import time
 import urllib.request
@@ -32,14 +33,18 @@ _LEAST_S = 10.0
 """Between two requests for the issuer's keys: tokens of unknown keys are free to make."""
 _MOST_KNOWN = 4096
 Fetch = Callable[[str], Any]
+_SUBJECT = re.compile(r"[!-~]{1,255}")
+"""As OpenID Connect has it, without spaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a valid token says: the id of its team, "" for a role that asks no models."""
+    """What a valid token says: the id of its team, "" for a role that asks no models, and of such a
+    role the subject, whose acts are noted."""
 
     team: str
     role: Role
+    subject: str = ""
 
 
 class IdentityTokens:
@@ -126,7 +131,15 @@ class IdentityTokens:
         team = payload.get(self._config.team_claim, "")
         if role == "tenant" and (not isinstance(team, str) or not team):
             raise Unauthorized(f"The token names no team in {self._config.team_claim!r}.")
-        return Claims(team if role == "tenant" else "", role)
+        if role == "tenant":
+            return Claims(team, role)
+        subject = payload.get("sub")
+        if not isinstance(subject, str) or not _SUBJECT.fullmatch(subject):
+            raise Unauthorized(
+                f"A token of the role {role!r} says in 'sub' whose it is, in at most 255 printable "
+                "characters of ASCII."
+            )
+        return Claims("", role, subject)
 
     def refresh(self) -> None:
         """Read the issuer's keys. Raises GuardError."""

@@ -1,11 +1,12 @@
-"""`/guard/v1/me` and `/guard/v1/traffic`: who a key is of, and the requests that have ended."""
+"""`/guard/v1/me` and `/guard/v1/traffic`: who a key is of, the requests that have ended, and what
+they said."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,12 +17,14 @@ from starlette.types import Receive, Scope, Send
 from guard.errors import TooManyRequests, Unauthorized
 from guard.tenants.keys import KeyRing, Principal
 from server.auth import READERS, authenticate, reads_all
+from server.console.kept_texts import TextNotKept, TrafficTexts
 from server.errors import ClientGone, InvalidParameter
 from server.observe.traffic import MOST_KEPT, Finished, Follower, Traffic
 from server.openapi.operation import JSON, LISTING, Operation, Query
 from server.services.text_jobs import until_disconnect
+from server.wire.queries import whole_number
 from server.wire.replies import JSONReply
-from server.wire.schemas.answers.console import Caller, TrafficEntry, TrafficPage
+from server.wire.schemas.answers.console import Caller, TrafficEntry, TrafficPage, TrafficText
 from server.wire.streams import frame
 
 PAGE = 100
@@ -30,6 +33,7 @@ _GATHER_S = 0.2
 """A stream is told of requests that end within this time at once: a busy server has many."""
 _MOST_AT_ONCE = 200
 """Of more than these it is told the newest: encoding must not take the event loop from requests."""
+_MOST_NUMBER = 2**53
 _QUIET_S = 15.0
 """After so long without a request a stream gets a comment: a client that is gone without a word is
 noticed, and a key that was revoked."""
@@ -70,6 +74,7 @@ _LIST = Operation(
 _STREAM = Operation(
     events=(TrafficEntry,), queries=_QUERIES, errors=LISTING | {400, 403, 429}, admin=True
 )
+_TEXT = Operation(answers={JSON: TrafficText}, errors=LISTING | {400, 403, 404, 503}, admin=True)
 _ME = Operation(answers={JSON: Caller}, errors=LISTING)
 
 
@@ -99,8 +104,11 @@ def caller_router(
     return router
 
 
-def traffic_router(traffic: Traffic, admins: KeyRing) -> APIRouter:
-    """The routes of traffic, for the keys in `admins` of a role that reads."""
+def traffic_router(
+    traffic: Traffic, admins: KeyRing, texts: TrafficTexts | None = None
+) -> APIRouter:
+    """The routes of traffic, for the keys in `admins` of a role that reads; `texts` None: this
+    server keeps none."""
     router = APIRouter(prefix="/guard/v1/traffic")
 
     @router.get("", openapi_extra=_LIST.as_extra())
@@ -111,8 +119,10 @@ def traffic_router(traffic: Traffic, admins: KeyRing) -> APIRouter:
         wanted, after = _wanted(request.query_params), _after(request.query_params)
         found = [each for each in reversed(traffic.since(after)) if _matches(each, wanted)]
 
+        shown = [(each, _has_text(each, texts)) for each in found[:limit]]
+
         def page() -> Response:
-            data = [each.as_dict() for each in found[:limit]]
+            data = [_entry(each, has_text) for each, has_text in shown]
             return JSONReply({"object": "list", "data": data, "has_more": len(found) > limit})
 
         return await asyncio.to_thread(page)  # a thousand verdicts take a while to encode
@@ -129,7 +139,21 @@ def traffic_router(traffic: Traffic, admins: KeyRing) -> APIRouter:
                 f"{MOST_STREAMS} clients follow the traffic already: close one of them.",
                 retry_after=10,
             )
-        return TrafficStream(traffic, wanted, after, lambda: reads_all(admins, request.headers))
+        may_read = partial(reads_all, admins, request.headers)
+        return TrafficStream(traffic, wanted, after, may_read, texts)
+
+    if texts is None:
+        return router
+
+    @router.get("/{id}/text", openapi_extra=_TEXT.as_extra())
+    async def read_text(request: Request, id: str) -> Response:
+        """What a request said, where its policy keeps that. The audit log gets a line with who has
+        read it."""
+        principal = authenticate(admins, request.headers, READERS)
+        number = whole_number("id", id, _MOST_NUMBER)
+        if (finished := traffic.find(number)) is None:
+            raise TextNotKept(f"No request {number} is among the last {MOST_KEPT} here.")
+        return JSONReply(await texts.read(finished, principal.tenant if principal else ""))
 
     return router
 
@@ -145,11 +169,12 @@ class TrafficStream(Response):
         wanted: Mapping[str, str],
         after: int,
         may_read: Callable[[], bool],
+        texts: TrafficTexts | None = None,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._traffic, self._wanted, self._after = traffic, wanted, after
-        self._may_read = may_read
+        self._may_read, self._texts = may_read, texts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # it follows from now on: streams that begin together are counted one by one
@@ -178,13 +203,22 @@ class TrafficStream(Response):
         if found:
             self._after = found[-1].number
         shown = [each for each in found if _matches(each, self._wanted)]
-        return b"".join(map(_event, shown[-_MOST_AT_ONCE:]))
+        newest = shown[-_MOST_AT_ONCE:]
+        return b"".join(_event(each, _has_text(each, self._texts)) for each in newest)
 
 
 @lru_cache(maxsize=_MOST_AT_ONCE)
-def _event(finished: Finished) -> bytes:
+def _event(finished: Finished, has_text: bool) -> bytes:
     """Encoded once for all streams that show it."""
-    return frame(finished.as_dict())
+    return frame(_entry(finished, has_text))
+
+
+def _entry(finished: Finished, has_text: bool) -> dict[str, Any]:
+    return {**finished.as_dict(), "text_kept": has_text}
+
+
+def _has_text(finished: Finished, texts: TrafficTexts | None) -> bool:
+    return texts is not None and texts.has(finished)
 
 
 def _principal(headers: Headers, keys: KeyRing | None, admins: KeyRing | None) -> Principal | None:
@@ -223,7 +257,7 @@ def _matches(finished: Finished, wanted: Mapping[str, str]) -> bool:
 
 
 def _after(query: QueryParams) -> int:
-    return _number(query, "after", 0, least=0, most=2**53)
+    return _number(query, "after", 0, least=0, most=_MOST_NUMBER)
 
 
 def _number(query: QueryParams, name: str, default: int, *, least: int, most: int) -> int:

@@ -11,12 +11,13 @@ import asyncio
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from starlette.types import Receive, Scope, Send
 
 from server.edge.http10 import ClosingProtocol
 from server.errors import Overloaded, error_body, error_response
+from server.lifecycle.joined_heads import JoinedHeads
 from server.lifecycle.refusals import HeadTooLarge, HeadTooSlow, InvalidRequest
 from server.wire.replies import encode
 
@@ -123,7 +124,7 @@ class BoundedProtocol(ClosingProtocol):
         self._is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, JoinedHeads(transport, self.loop)))
         wire = transport.get_extra_info("socket")
         if not self._all.add(self, wire.fileno() if wire is not None else 0):
             self.app = _ProbesAlone(self.app)

@@ -86,6 +86,11 @@ class Traffic:
                 return []
             return [each for each in self._kept if each.number > number]
 
+    def find(self, number: int) -> Finished | None:
+        """The request `number`; None where it is not among the last ones."""
+        with self._lock:
+            return next((each for each in self._kept if each.number == number), None)
+
     @property
     def followers(self) -> int:
         """How many follow."""

@@ -127,7 +127,7 @@ class Replays:
         deadline = time.monotonic() + READING_S
         found = {}
         for index, request in enumerate(requests):
-            body = kept.get(request.tenant, request.request_id)
+            body = kept.get(request.tenant, request.request_id, request.policy)
             if body is None or time.monotonic() > deadline:
                 continue
             # one that cannot be read is decided from its scores

@@ -6,6 +6,7 @@ from guard.config.schema import Config
 from guard.tenants.directory import Directory
 from guard.tenants.keys import admin_ring
 from server.console.endpoints import caller_router, traffic_router
+from server.console.kept_texts import TrafficTexts
 from server.console.pages import console_router
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
@@ -33,7 +34,9 @@ def administer(
     routers, offers = [console_router()], []
     if admins is not None:
         recorder.traffic = Traffic()
-        routers.append(traffic_router(recorder.traffic, admins))
+        kept = app.context.kept
+        texts = TrafficTexts(kept, recorder.audit) if kept is not None else None
+        routers.append(traffic_router(recorder.traffic, admins, texts))
         offers.append("traffic")
     if directory is not None:
         # imported here, as below: it needs what only the extra `tenants` has

@@ -54,9 +54,11 @@ class KeptTexts:
             if body is not None and body.policy not in keeping:
                 self._forget(key)
 
-    def get(self, tenant: str, request_id: str) -> KeptBody | None:
-        """The body of a request; None where there is none, or more than one."""
-        return self._bodies.get((tenant, request_id))
+    def get(self, tenant: str, request_id: str, policy: str) -> KeptBody | None:
+        """The body of a request under a policy; None where there is none, or more than one of the
+        tenant with this id."""
+        body = self._bodies.get((tenant, request_id))
+        return body if body is not None and body.policy == policy else None
 
     def _forget(self, key: tuple[str, str]) -> None:
         body = self._bodies.pop(key)

@@ -31,6 +31,7 @@ from server.lifecycle.opening import follow_policies
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
 from server.observe.tracing import OFF, Tracing
+from server.observe.traffic import Traffic
 from server.policies.live import LiveConfiguration
 from server.screening.kept import KeptTexts
 from server.screening.middleware import Screens
@@ -121,6 +122,7 @@ def live_server(
     service = FakeService(record=records)
     service.info = replace(service.info, sees=sees)
     services = {"fake": service}
+    traffic = records.recorder.traffic = Traffic()
     plans = TextPlans(config)
     kept = KeptTexts(config.live_policies.kept_texts)
     screens = Screens(plans, Screener(plans.cascade, plans.images), records.recorder, kept)
@@ -140,6 +142,7 @@ def live_server(
             screens=offered,
             directory=directory,
             tracing=tracing,
+            traffic=traffic,
             live=live,
             policies=policies,
         )

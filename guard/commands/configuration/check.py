@@ -33,6 +33,7 @@ from steering.methods import SCREENS
 
 app = typer.Typer(add_completion=False)
 
+_OF_DATABASE = "keys of the database"
 _TUNABLE = ("threshold", "strength", "recheck")
 """The settings of a guard that the configuration may replace."""
 
@@ -86,6 +87,7 @@ def describe(config: Config) -> dict[str, Any]:
         "policies": {name: _policy(config, name, guards) for name in config.policy_names},
         "proxy": config.proxy.model_dump(mode="json"),
         "upstreams": [describe_upstream(upstream) for upstream in config.upstreams],
+        "tenants": config.tenants.is_configured,
         "keys": [
             {
                 "key": key.hash[:15],
@@ -232,13 +234,14 @@ def _allowed(config: Config, index: int) -> list[str]:
 
 
 def _tenants(config: Config, policy: str) -> list[str]:
+    others = [_OF_DATABASE] if config.tenants.is_configured else []
     if not config.keys:
-        return ["anyone"]
+        return others or ["anyone"]
     return [
         f"{key.tenant} ({key.hash[:15]})"
         for index, key in enumerate(config.keys)
         if policy in _allowed(config, index)
-    ]
+    ] + others
 
 
 def _tables(meaning: dict[str, Any]) -> list[Table]:
@@ -305,7 +308,9 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
         rate = key["requests_per_minute"] or "unlimited"
         embeddings = _may(key["embeddings"])
         add_row(keys, key["key"], key["tenant"], key["default_policy"], allowed, embeddings, rate)
-    if not meaning["keys"]:
+    if meaning["tenants"]:
+        add_row(keys, _OF_DATABASE, "their team", *["guard keys list"] * 2, None, None)
+    elif not meaning["keys"]:
         server_settings = meaning["server"]
         embeddings = _may(server_settings["embeddings"])
         default = server_settings["default_policy"]

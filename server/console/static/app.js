@@ -45,7 +45,7 @@ function signIn(problem = "") {
       ? "With the administrator's key, or a key of the role admin or auditor."
       : "With an API key of this server."),
     key, place, h("button", { class: "main" }, "Sign in"),
-    !caller?.keyed && h("button", { type: "button", class: "plain", onclick: () => show() }, "Open the playground without a key"));
+    !caller?.keyed && h("button", { type: "button", class: "plain", onclick: () => show() }, "Open what needs no key"));
   async function submit(event) {
     event.preventDefault();
     keys.admin = key.control.value.trim();

@@ -57,6 +57,14 @@ export function meter(guard) {
     h("span", { class: "number small" }, words, h("span", { class: "unseen" }, guard.fired ? " fired" : " did not fire")));
 }
 
+/** What a guard is for, and what it has done. */
+export function effect(guard) {
+  const facts = [guard.fired && `did: ${guard.action}`, guard.position != null && (guard.position ? `at token or step ${guard.position}` : "on the prompt"),
+    guard.place && `in ${guard.place}`, guard.area != null && `on ${Math.round(100 * guard.area)} % of the image`,
+    guard.after != null && `score afterwards ${figure(guard.after)}`, guard.error && `failed: ${guard.error}`].filter(Boolean).join(", ");
+  return h("p", { class: "soft small" }, [guard.concept, guard.method, facts].filter(Boolean).join(" · "));
+}
+
 /** What may be wider than its place: it scrolls, also by keyboard. */
 export const scroll = (label, child, name = "") => h("div", { class: `scroll ${name}`, tabindex: 0, role: "region", "aria-label": label }, child);
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.attacks import denoiser
 from benchmarks.attacks.denoiser import DenoisingLoss, NoDefense
+from benchmarks.attacks.generating import EmbeddingGenerator
 from benchmarks.attacks.target import Target
 from benchmarks.attacks.white_box import GUIDANCE, SEEDS, STEPS, GuardDefense, OutputGuardLoss
 from guard.config.policy_schema import PolicyConfig
@@ -24,7 +25,7 @@ from steering.images.stacks import ImageStacks
 from tests.benchmarks.attacks.commands import run_white_box
 from tests.benchmarks.attacks.tiny import pipeline
 from tests.guard.toy_images import save_drawn_latents
-from tests.server.tiny_pipeline import save_pipeline
+from tests.server.tiny_pipeline import save_eraser, save_pipeline
 
 PROMPTS = ["a knife", "a cat", "a dog"]
 
@@ -137,6 +138,36 @@ def test_scores_are_those_of_the_engine(tiny_pipeline: tuple[Family, Path]) -> N
     over = [engine.readings(row)["look"].score + 50.0 for row in range(len(PROMPTS) * SEEDS)]
     expected = torch.tensor(over).view(-1, SEEDS).mean(1)
     assert bool((expected > 0).all()) and torch.allclose(losses, expected, rtol=1e-3)
+
+
+def test_scores_of_guards_that_write_to_the_latents_count_too(
+    tiny_pipeline: tuple[Family, Path],
+) -> None:
+    family, folder = tiny_pipeline
+    save_eraser(folder / "eraser.safetensors", family, threshold=-50.0)
+    guards = tuple(
+        GuardConfig(name=name, artifact=folder / f"{name}.safetensors")
+        for name in ("eraser", "look")
+    )
+    policies = {
+        "eraser": PolicyConfig(guards=("eraser",), action="perturb"),
+        "both": PolicyConfig(guards=("eraser", "look"), action="perturb"),
+    }
+    plans = ImagePlans(Config(guards=guards, policies=policies), family, name="tiny")
+    with torch.no_grad():
+        losses = {
+            name: OutputGuardLoss(plans, plans[name], family, 2).of_images(encoded(family))
+            for name in policies
+        }
+        latents = EmbeddingGenerator(family, steps=STEPS, guidance=GUIDANCE).finished(
+            encoded(family), range(2000, 2000 + SEEDS)
+        )
+        (stack,) = plans.stacks.latents
+        score, _ = stack.sense(family.unpacked(latents), [0])
+    expected = (score[:, 0] + 50.0).view(-1, SEEDS).mean(1)
+    assert bool((expected > 0).all()) and torch.allclose(losses["eraser"], expected, rtol=1e-4)
+    # of several guards the one that is furthest above its threshold counts
+    assert bool((losses["both"] >= losses["eraser"]).all())
 
 
 def test_every_call_uses_other_images(tiny_pipeline: tuple[Family, Path]) -> None:

@@ -113,6 +113,8 @@ def test_requests_are_replayed_from_the_audit_log(guard: Command) -> None:
     text = guard("replay", flag, "--policy", "strict").stdout
     assert "3 requests: 2 would be decided otherwise, 1 as they were" in text
     assert "blocked -> flagged: 2" in text
+    none = guard("replay", flag, "--policy", "stritc")
+    assert "0 requests" in none.stdout and "no request under the policy 'stritc'" in none.stderr
     # a policy in force can be tried on the requests of another one
     guard("put", "loud", flag)
     assert guard.json("replay", "loud", "--policy", "strict")["changed"] == 2

@@ -58,7 +58,7 @@ def signed(private: Any = PRIVATE, kid: str = "k1", algorithm: str = "RS256", **
 def test_a_token_says_the_team_or_the_role() -> None:
     tokens = reader(Issuer())
     assert tokens.read(signed()) == Claims("acme/research", "tenant")
-    assert tokens.read(signed(role="auditor")) == Claims("", "auditor")
+    assert tokens.read(signed(role="auditor", sub="ann")) == Claims("", "auditor", "ann")
     own = reader(Issuer(), team_claim="group")
     assert own.read(signed(group="acme/sales")) == Claims("acme/sales", "tenant")
 
@@ -78,6 +78,10 @@ def test_a_token_says_the_team_or_the_role() -> None:
         signed(team=["acme/research"]),
         signed(role="root"),
         signed(role=["admin"]),
+        signed(role="admin"),
+        signed(role="admin", sub=""),
+        signed(role="admin", sub="ann\nbob"),
+        signed(role="admin", sub="a" * 256),
         signed("secret" * 10, algorithm="HS256"),
         signed(None, algorithm="none"),
     ],

@@ -81,7 +81,8 @@ def test_a_request_shows_with_its_verdict_and_without_its_texts(keyed: ConsoleSe
     answer = keyed.chat("observe-always", "a secret tale").json()
     newest = keyed.get("/guard/v1/traffic?limit=1").json()["data"][0]
     assert {name: newest.pop(name) for name in ("tenant", "id")}["tenant"] == "acme/research"
-    assert newest.pop("time").endswith("Z") and newest == answer["guard"]
+    assert newest.pop("time").endswith("Z") and not newest.pop("text_kept")
+    assert newest == answer["guard"]
     assert "secret" not in keyed.get("/guard/v1/traffic").text
 
 

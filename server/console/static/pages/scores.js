@@ -8,6 +8,7 @@ export const title = "Thresholds";
 export const needs = "traffic";
 
 const LAST = 1000, BINS = 40, EDGE = 60, SHOWN = 50;
+const LISTS = new Set(["patterns", "entities"]);
 
 export async function mount(root, context) {
   const leaving = new AbortController();
@@ -17,8 +18,8 @@ export async function mount(root, context) {
   const reload = h("button", { type: "button", onclick: () => { replace(root); mount(root, context); } }, "Read again");
   root.append(head("Thresholds", `The scores of the last ${count(LAST)} requests, and what another threshold would have made of them.`, reload));
   if (!readings.size) {
-    root.append(empty("No scores yet", h("p", {}, "Once requests run under a policy with guards, their scores gather here. Nothing is switched by looking: the slider only counts."),
-      h("a", { class: "button", href: "#/playground" }, "Open the playground")));
+    root.append(empty("No scores yet", h("p", {}, "Once requests run under a policy with guards, their scores gather here. Nothing is switched by looking: the slider only counts. Lists find something or not: they have no threshold."),
+      context.caller.offers.includes("models") && h("a", { class: "button", href: "#/playground" }, "Open the playground")));
     return;
   }
   const place = h("div", { class: "stack" });
@@ -36,7 +37,7 @@ function byGuard(requests) {
   const readings = new Map();
   for (const request of requests) {
     for (const each of request.guards) {
-      if (each.score === null) continue;
+      if (each.score === null || LISTS.has(each.method)) continue;
       if (!readings.has(each.guard)) readings.set(each.guard, []);
       readings.get(each.guard).push({ ...each, request });
     }

@@ -1,7 +1,7 @@
 // One side of the playground: what was asked, what came, and what the guards said.
 
 import { h, milliseconds, replace } from "../dom.js";
-import { meter, notice, outcome } from "../widgets.js";
+import { effect, meter, notice, outcome } from "../widgets.js";
 
 export function side(title, policy) {
   const state = h("span", { class: "row" }), body = h("div", { class: "answer" }), foot = h("div", { class: "stack" });
@@ -13,7 +13,7 @@ export function side(title, policy) {
     /** The end: a verdict where there is one. */
     end(guard, words = "") {
       replace(state, guard && outcome(guard.outcome), h("span", { class: "soft small" }, [words, milliseconds(performance.now() - start)].filter(Boolean).join(" · ")));
-      if (guard?.guards?.length) replace(foot, h("h3", {}, "Scores"), guard.guards.map(meter));
+      if (guard?.guards?.length) replace(foot, h("h3", {}, "Scores"), guard.guards.map((each) => h("div", {}, meter(each), effect(each))));
     },
     fail(error) {
       const stopped = error.name === "AbortError";

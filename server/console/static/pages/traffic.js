@@ -2,7 +2,8 @@
 
 import { events, get } from "../api.js";
 import { announce, clock, count, h, milliseconds, plural, replace } from "../dom.js";
-import { empty, field, head, meter, notice, outcome, select, setOptions } from "../widgets.js";
+import { effect, empty, field, head, meter, notice, outcome, select, setOptions } from "../widgets.js";
+import { keptText } from "./kept_text.js";
 
 export const title = "Traffic";
 export const needs = "traffic";
@@ -15,7 +16,7 @@ export async function mount(root, context) {
   context.onleave(() => leaving.abort());
   let kept = (await get(`guard/v1/traffic?limit=${MOST}`, { signal: leaving.signal })).data;
   let isPaused = false, waiting = [];
-  const open = new Set();
+  const open = new Map();  // of the opened requests: what else is shown of them
   let length = STEP;
 
   const status = h("span", { class: "chip live good", role: "status" });
@@ -34,11 +35,11 @@ export async function mount(root, context) {
   const table = h("div", { class: "card" }, summary, h("table", { class: "traffic-table" },
     h("thead", {}, h("tr", {}, ["Time", "Outcome", "Policy", "Model", "Tenant", "Guards that fired"].map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col", class: "number" }, "Took"))), body), h("div", { class: "row" }, more));
   const nothing = empty("No requests yet",
-    h("p", {}, "Requests show here as they end, with what each guard said of them. Try one in the playground, or send one:"),
+    h("p", {}, "Requests show here as they end, with what each guard said of them. Send one:"),
     h("pre", {}, `curl ${location.origin}/v1/chat/completions -H 'Content-Type: application/json' \\\n  -d '{"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}'`),
-    h("a", { class: "button", href: "#/playground" }, "Open the playground"));
+    context.caller.offers.includes("models") && h("a", { class: "button", href: "#/playground" }, "Open the playground"));
 
-  root.append(head("Traffic", `The last ${count(MOST)} requests of this server since it started: verdicts and scores. Texts are not kept.`, status, pause),
+  root.append(head("Traffic", `The last ${count(MOST)} requests of this server since it started: verdicts and scores. Texts are there where a policy keeps them.`, status, pause),
     tiles, h("div", { class: "card filters" }, h("div", { class: "fields" }, filters, search)), table, nothing);
 
   function say(words = "") {
@@ -79,9 +80,10 @@ export async function mount(root, context) {
     summary.textContent = shown.length > length ? `The newest ${count(length)} of ${plural(shown.length, "request")}. Open one for the scores of all its guards.`
       : shown.length ? `${plural(shown.length, "request")}. Open one for the scores of all its guards.` : "No request matches these filters.";
     more.hidden = shown.length <= length;
-    const focused = document.activeElement?.dataset?.request;
+    const focused = document.activeElement;
     replace(body, shown.slice(0, length).map((request) => rows(request, open, draw)));
-    if (focused) body.querySelector(`[data-request="${focused}"]`)?.focus();
+    if (body.contains(focused)) focused.focus();
+    else if (focused?.dataset?.request) body.querySelector(`[data-request="${focused.dataset.request}"]`)?.focus();
   }
 
   say();
@@ -116,7 +118,7 @@ export async function mount(root, context) {
         if (error.status) { root.prepend(notice(error.message, "bad")); return; }
       }
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-      if (!signal.aborted && await restarted(signal)) { kept = []; waiting = []; }
+      if (!signal.aborted && await restarted(signal)) { kept = []; waiting = []; open.clear(); }
     }
   }
 
@@ -134,7 +136,7 @@ export async function mount(root, context) {
 function rows(request, open, draw) {
   const isOpen = open.has(request.id), id = `request-${request.id}`;
   const toggle = h("button", { class: "plain", "aria-expanded": String(isOpen), "aria-controls": id, "data-request": request.id, onclick: () => {
-    if (isOpen) open.delete(request.id); else open.add(request.id);
+    if (isOpen) open.delete(request.id); else open.set(request.id, request.text_kept ? keptText(request) : null);
     draw();
   } }, h("span", { class: "caret", "aria-hidden": "true" }), clock(request.time));
   const fired = request.guards.filter((each) => each.fired || each.error);
@@ -142,15 +144,14 @@ function rows(request, open, draw) {
   const cell = (content, name = "") => h("td", { class: content ? name : "blank" }, content || "–");
   const line = h("tr", {}, cell(toggle, "first"), cell(outcome(request.outcome), "first"), cell(request.policy), cell(request.model), cell(request.tenant),
     cell(guards.length && h("span", { class: "row" }, guards)), cell(milliseconds(request.elapsed_ms), "number"));
-  return isOpen ? [line, h("tr", { id, class: "detail" }, h("td", { colspan: 7 }, detail(request)))] : [line];
+  return isOpen ? [line, h("tr", { id, class: "detail" }, h("td", { colspan: 7 }, detail(request, open.get(request.id))))] : [line];
 }
 
-function detail(request) {
-  const did = (guard) => [guard.fired && `did: ${guard.action}`, guard.position !== null && (guard.position ? `at token or step ${guard.position}` : "on the prompt"),
-    guard.place && `in ${guard.place}`, guard.after !== null && `score afterwards ${guard.after.toFixed(3)}`, guard.error && `failed: ${guard.error}`].filter(Boolean).join(", ");
+function detail(request, text) {
   return h("div", { class: "stack" },
-    request.guards.length ? request.guards.map((guard) => h("div", {}, meter(guard), h("p", { class: "soft small" }, `${guard.concept} · ${guard.method}${did(guard) && ` · ${did(guard)}`}`)))
+    request.guards.length ? request.guards.map((guard) => h("div", {}, meter(guard), effect(guard)))
       : h("p", { class: "soft" }, "No guard has read this request."),
     request.unscreened.length > 0 && h("p", {}, `Not read by any screen: ${request.unscreened.join(", ")}`),
+    text,
     h("p", { class: "small soft" }, "Request ", h("code", {}, request.request_id)));
 }

@@ -1,4 +1,4 @@
-"""`/guard/v1/me` and `/guard/v1/traffic`."""
+"""`/guard/v1/me`, `/guard/v1/traffic` and the texts of requests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
+from guard.config.policy_schema import Place
 from guard.tenants.levels import Role
 from guard.verdict import GuardVerdict, Outcome
 
@@ -24,7 +25,7 @@ class Caller(TypedDict):
 
 class TrafficEntry(TypedDict):
     """A request that has ended, as in the audit log; `id` counts the requests of this server since
-    its start."""
+    its start. `text_kept`: `/guard/v1/traffic/{id}/text` has its text."""
 
     id: int
     time: str
@@ -36,6 +37,7 @@ class TrafficEntry(TypedDict):
     guards: list[GuardVerdict]
     elapsed_ms: float
     unscreened: list[str]
+    text_kept: bool
 
 
 class TrafficPage(TypedDict):
@@ -44,3 +46,20 @@ class TrafficPage(TypedDict):
     object: Literal["list"]
     data: list[TrafficEntry]
     has_more: bool
+
+
+class KeptText(TypedDict):
+    """A text of a request: who says it, and the member of the body that it is."""
+
+    place: Place
+    path: str
+    text: str
+
+
+class TrafficText(TypedDict):
+    """What a request said. `not_text`: the kinds of content in it that are not text."""
+
+    object: Literal["traffic.text"]
+    id: int
+    texts: list[KeptText]
+    not_text: list[str]

@@ -45,6 +45,19 @@ def test_check_prints_the_same_as_json(good: Path) -> None:
     assert "a" * 64 not in result.stdout
 
 
+def test_check_says_that_a_server_with_a_database_has_its_keys_there(good: Path) -> None:
+    text = good.read_text()
+    good.write_text(text + '\n[tenants]\ndatabase = "tenants.sqlite"\n')
+    meaning = json.loads(run("check", good, "--json").stdout)
+    assert meaning["tenants"] is True
+    asking = meaning["policies"]["none"]["asked_for_by"]
+    assert asking == ["acme (sha256:aaaaaaaa)", "keys of the database"]
+    assert "keys of the database" in run("check", good).stdout
+    good.write_text(text[: text.index("[[keys]]")] + '[tenants]\ndatabase = "tenants.sqlite"\n')
+    shown = run("check", good).stdout
+    assert "for keys of the database" in shown and "anyone" not in shown
+
+
 def test_check_shows_a_guard_in_shadow(good: Path) -> None:
     assert "in shadow" not in run("check", good).stdout
     text = good.read_text().replace("threshold = 0.7", "threshold = 0.7\nshadow = true")

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from server.lifecycle.joined_heads import JoinedHeads
+
+pytestmark = pytest.mark.anyio
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
+
+
+class Wire:
+    """What is written to a connection, write by write."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.written.append(b"closed")
+
+    def get_write_buffer_size(self) -> int:
+        return 3
+
+    def is_closing(self) -> bool:
+        return self.written[-1:] == [b"closed"]
+
+
+async def joined() -> tuple[Wire, JoinedHeads]:
+    wire: Any = Wire()
+    return wire, JoinedHeads(wire, asyncio.get_running_loop())
+
+
+async def test_a_head_goes_with_the_body_behind_it() -> None:
+    wire, transport = await joined()
+    transport.write(HEAD)
+    assert wire.written == [] and transport.get_write_buffer_size() == 3 + len(HEAD)
+    transport.write(b"body")
+    assert wire.written == [HEAD + b"body"] and transport.get_write_buffer_size() == 3
+    transport.write(b"more")
+    await asyncio.sleep(0)
+    assert wire.written == [HEAD + b"body", b"more"]
+
+
+async def test_a_head_without_a_body_waits_for_nobody() -> None:
+    wire, transport = await joined()
+    transport.write(HEAD)
+    await asyncio.sleep(0)
+    assert wire.written == [HEAD]
+    transport.write(b"body")
+    assert wire.written == [HEAD, b"body"]
+
+
+async def test_nothing_is_lost_at_the_end() -> None:
+    wire, transport = await joined()
+    transport.write(HEAD)
+    transport.close()
+    assert wire.written == [HEAD, b"closed"] and transport.is_closing()
+    await asyncio.sleep(0)
+    assert wire.written == [HEAD, b"closed"]
