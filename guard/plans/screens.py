@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar, cast, get_args
 
 from classifiers.text.cascade import Cascade
@@ -37,6 +37,7 @@ CHANGES: frozenset[Action] = frozenset({"redact", "route", "policy"})
 """Actions that change the request before it is sent."""
 
 
+_MOST_JOINED = 16
 OCR = "screen.ocr"
 """The name in verdicts of what reads text in images, where it cannot be loaded."""
 S = TypeVar("S", "TextScreen", "ImageScreen")
@@ -119,6 +120,7 @@ class TextPlan:
     keep_text: bool = False
     watching: frozenset[str] = frozenset()
     """Guards that run for the shadow alone."""
+    joined: Callable[[tuple[PatternSet, ...]], PatternSet] = PatternSet.joined
 
     @property
     def active(self) -> bool:
@@ -172,7 +174,7 @@ class TextPlan:
     def answering_patterns(self) -> PatternSet | None:
         """All patterns that read responses as one list; None where there are none."""
         lists = [screen.patterns for screen in self.answering if screen.patterns is not None]
-        return PatternSet.joined(lists) if lists else None
+        return self.joined(tuple(lists)) if lists else None
 
     def passes(self, name: str) -> bool:
         """Whether `name`, a path or a kind of content, may pass unread."""
@@ -223,6 +225,8 @@ class TextPlans:
         if artifacts["text"]:
             self._load_heads(artifacts["text"], load_encoder)
         self._lists = self._patterns(config.patterns)
+        # shared by all plans to come: what a set learns of texts takes megabytes
+        self._joined = lru_cache(maxsize=_MOST_JOINED)(PatternSet.joined)
         self.images = self._load_images(config, artifacts["pixels"])
         self._config = config
         self._plans = {name: self._plan(config, name) for name in config.policy_names}
@@ -387,6 +391,7 @@ class TextPlans:
             watching=frozenset(policy.only_observed),
             message=policy.message,
             keep_text=policy.keep_text,
+            joined=self._joined,
             broken=broken | elsewhere,
             unfit=bool(elsewhere) and not guards and not images and not broken,
         )
