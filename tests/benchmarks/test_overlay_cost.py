@@ -16,6 +16,7 @@ def test_every_kind_of_batch_is_measured(tmp_path: Path) -> None:
     save_guards(tmp_path, family)
     artifact = Artifact.load(tmp_path / "overlay.safetensors")
     arguments = Namespace(prompt="a cat", steps=1, guidance=3.0, batch=2, rounds=2, rank=1)
+    arguments.processor_time = True
     result = measure(family, artifact, arguments)
     assert result["bare"]["ratio"] == 1.0
     assert {*TARGETS} < {*result} and all(part["seconds"] > 0 for part in result.values())
