@@ -50,9 +50,9 @@ def _needed(name: str, extras: frozenset[str]) -> dict[str, Distribution]:
 
 def _licence(found: Distribution) -> Iterator[str]:
     told = found.metadata
-    yield told.get("License-Expression", "")
+    yield from told.get_all("License-Expression") or ()
     yield from (c for c in told.get_all("Classifier") or () if c.startswith("License ::"))
-    yield (told.get("License", "") or "").partition("\n")[0]
+    yield from (text.partition("\n")[0] for text in told.get_all("License") or ())
 
 
 EXTRAS = frozenset(metadata("inference-guard").get_all("Provides-Extra") or ()) - OF_USERS

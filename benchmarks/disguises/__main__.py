@@ -2,6 +2,7 @@
 
     python -m benchmarks.disguises [--sentences 8] [--garak FOLDER] [--pyrit FOLDER] [--json]
     python -m benchmarks.disguises --before before.json
+    python -m benchmarks.disguises --only Morse braille
 
 The sentences are those for which the shipped classifiers were fitted, as far as they fire on them
 in clear; a list of words as an operator writes it; and personal data for the shipped lists. So a
@@ -71,12 +72,14 @@ def main() -> None:
     """Measure, and print tables, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sentences", type=int, default=8, help="for each classifier")
+    parser.add_argument("--only", nargs="+", choices=WRITTEN, help="disguises of our own")
     parser.add_argument("--garak", type=Path, help="a folder with the package garak")
     parser.add_argument("--pyrit", type=Path, help="a folder with the package pyrit")
     parser.add_argument("--before", type=Path, help="the JSON of another version")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    disguises: dict[str, Disguise] = dict(WRITTEN)
+    names = arguments.only or WRITTEN
+    disguises: dict[str, Disguise] = {name: WRITTEN[name] for name in names}
     if arguments.garak:
         disguises |= of_garak(arguments.garak)
     if arguments.pyrit:

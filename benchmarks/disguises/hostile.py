@@ -47,6 +47,7 @@ SPELLINGS: Final = (
 LISTED: Final = (
     *("@", "a@", "4", "4 ", "1.", "-", "+1", "eyJ", "Password=", "pistol ", "1111 ", "://a:bbb@"),
     *("+49301234567 ", "tel 030123456 ", "-----BEGIN PRIVATE KEY-----", "a.a@", "a@b."),
+    *("curl -u ", "mysql x -p", "_auth=aaaaaaaa "),
     *("ghp_aaaaaaaaaaaaaaaa ", "de89370400440532013001 ", "2001:db8::1 ", "born on 1 "),
 )
 UNREADABLE: Final = ("xqz wvk ", "aB3", "\U0001f600", "яω字", "; ", "aB3" * 20 + "\n")

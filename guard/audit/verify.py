@@ -96,7 +96,7 @@ class _Check:
                 f"no checkpoint: nothing shows who wrote lines to {report.head.seq}"
             )
         elif unsigned := report.head.seq - self._signed[0].seq:
-            report.notes.append(f"the last {unsigned} lines have no checkpoint after them yet")
+            report.notes.append(f"no checkpoint yet after the last lines ({unsigned})")
         for writer, where in self._writers.items():
             report.notes.append(
                 f"{where}: writer {writer} opened the log and has not closed it: it runs, was "

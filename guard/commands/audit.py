@@ -66,7 +66,7 @@ def verify(
     for fault in report.faults:
         print(f"fault: {fault}")
     if report.faults:
-        raise DataError(f"{len(report.faults)} faults; {report.summary()}")
+        raise DataError(f"faults: {len(report.faults)}; {report.summary()}")
     print(f"whole: {report.summary()}")
 
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar, cast, get_args
 
 from classifiers.text.cascade import Cascade
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 CHANGES: frozenset[Action] = frozenset({"redact", "route", "policy"})
 """Actions that change the request before it is sent."""
-
-
 OCR = "screen.ocr"
 """The name in verdicts of what reads text in images, where it cannot be loaded."""
 S = TypeVar("S", "TextScreen", "ImageScreen")
@@ -119,6 +117,7 @@ class TextPlan:
     keep_text: bool = False
     watching: frozenset[str] = frozenset()
     """Guards that run for the shadow alone."""
+    joined: Callable[[tuple[PatternSet, ...]], PatternSet] = PatternSet.joined
 
     @property
     def active(self) -> bool:
@@ -172,7 +171,7 @@ class TextPlan:
     def answering_patterns(self) -> PatternSet | None:
         """All patterns that read responses as one list; None where there are none."""
         lists = [screen.patterns for screen in self.answering if screen.patterns is not None]
-        return PatternSet.joined(lists) if lists else None
+        return self.joined(tuple(lists)) if lists else None
 
     def passes(self, name: str) -> bool:
         """Whether `name`, a path or a kind of content, may pass unread."""
@@ -223,6 +222,8 @@ class TextPlans:
         if artifacts["text"]:
             self._load_heads(artifacts["text"], load_encoder)
         self._lists = self._patterns(config.patterns)
+        # shared by all plans to come: what a set learns of texts takes megabytes
+        self._joined = lru_cache(maxsize=16)(PatternSet.joined)
         self.images = self._load_images(config, artifacts["pixels"])
         self._config = config
         self._plans = {name: self._plan(config, name) for name in config.policy_names}
@@ -259,10 +260,6 @@ class TextPlans:
     def image_screens(self) -> Sequence[ImageScreen]:
         """All screens of images that can be applied, as fitted, with the action "observe"."""
         return list(self._images.values())
-
-    @property
-    def _reads_text_in_images(self) -> bool:
-        return self.images is not None and self.images.ocr is not None
 
     def _artifacts(
         self, settings: Sequence[GuardConfig]
@@ -342,7 +339,8 @@ class TextPlans:
         shadows |= {*policy.only_observed}
         needed = [*policy.guards, *([OCR] if policy.screen.ocr else [])]
         broken = {guard: self._broken[guard] for guard in needed if guard in self._broken}
-        if policy.screen.ocr and OCR not in broken and not self._reads_text_in_images:
+        ocr = None if self.images is None else self.images.ocr
+        if policy.screen.ocr and OCR not in broken and ocr is None:
             broken[OCR] = "what reads text in images is not loaded: restart the server"
         inside = [] if self._runs_models or config.delegates(name) else self._inside
         elsewhere = {
@@ -387,6 +385,7 @@ class TextPlans:
             watching=frozenset(policy.only_observed),
             message=policy.message,
             keep_text=policy.keep_text,
+            joined=self._joined,
             broken=broken | elsewhere,
             unfit=bool(elsewhere) and not guards and not images and not broken,
         )

@@ -98,6 +98,8 @@ class PatternSet:
     @classmethod
     def joined(cls, sets: Sequence[PatternSet]) -> PatternSet:
         """Several sets as one set, which undoes the disguises of a text once for all."""
+        if len(sets) == 1:
+            return sets[0]
         return cls(
             Patterns(
                 tuple(entry for patterns in sets for entry in patterns._patterns.words),

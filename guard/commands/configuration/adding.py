@@ -99,6 +99,8 @@ def _add_tables(
         table = tomlkit.table()
         table["name"] = path.stem
         table[key] = os.path.relpath(path, folder)
+        if not there:
+            table.trivia.indent = "\n"  # the later ones have an empty line before them anyhow
         there.append(table)
         added.append(path.stem)
     return added
@@ -129,7 +131,9 @@ def _add_to_policy(
     if policies is None:
         policies = document["policies"] = tomlkit.table(is_super_table=True)
     if policy not in policies:
-        policies[policy] = tomlkit.table()
+        table = tomlkit.table()
+        table.trivia.indent = "\n"
+        policies[policy] = table
         policies[policy].update(settings)
     elif any(policies[policy].get(key) != value for key, value in settings.items()):
         raise DataError(

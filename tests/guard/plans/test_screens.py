@@ -58,6 +58,17 @@ def test_actions_come_from_the_screen_then_the_policy(tmp_path: Path) -> None:
     assert {screen.action for screen in plans.screens} == {"observe"}
 
 
+def test_policies_that_change_share_their_lists(tmp_path: Path) -> None:
+    """What a set of lists learns of texts is megabytes, which each change would cost anew."""
+    plans = _plans(tmp_path, BASE + '[policies.q]\nguards = ["mine"]\n')
+    (tmp_path / "changed.toml").write_text(BASE + 'action = "flag"\n')
+    changed = plans.under(load_config(tmp_path / "changed.toml"))
+    joined = changed["p"].answering_patterns
+    assert joined is not None and joined is plans["p"].answering_patterns
+    (mine,) = plans["q"].screens
+    assert plans["q"].answering_patterns is mine.patterns
+
+
 def test_an_action_of_models_guards_blocks_where_a_screen_fires(tmp_path: Path) -> None:
     plan = _plans(tmp_path, BASE + 'action = "steer"\n')["p"]
     assert {screen.action for screen in plan.screens} == {"block"}

@@ -297,13 +297,14 @@ def _pig_latin(line: str, start: int) -> Iterator[Replacement]:
     for word in turned:
         stem, ending = word[1].lower(), word[2].lower()
         whole = stem + "w" if ending == "way" else stem
-        # behind a vowel's word stands way, yay or hay
-        is_vowels = ending == "way" or (whole[-1] in "yh" and whole[0] in "aeiou")
-        options = [whole[:-1]] if is_vowels and len(whole) > 1 else []
+        # behind a word that begins with a vowel stands way, and also yay or hay
+        options = [stem] if ending == "way" else []
         options += [
             whole[-count:] + whole[:-count]
             for count in range(1, min(_ONSETS, len(whole)) + 1)
             if not set(whole[-count:]) & set("aeio")
         ]
+        if len(stem) > 1 and stem[-1] in "yh" and stem[0] in "aeiou":
+            options.append(stem[:-1])
         likeliest = min(options or [whole], key=_unlikelihood)
         yield Replacement(start + word.start(), start + word.end(), likeliest)

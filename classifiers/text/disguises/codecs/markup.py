@@ -15,16 +15,17 @@ _INLINE: Final = "b|i|u|s|a|em|strong|span|font|small|big|mark|sub|sup|code|wbr|
 _TAG: Final = rf"</?(?i:{_INLINE})(?: [^<>\n]{{0,40}})?/?>|<!--[^<>\n]{{0,40}}-->"
 _JOINT: Final = r"[\"'] {0,2}(?:[+.&]|\|\|) {0,2}[\"']"
 """Between strings that are put together, whose words may end with them."""
+_TEXT: Final = r"[A-Za-z0-9 ,.?!:-]"
 _BETWEEN_LETTERS: Final = re.compile(
     rf"(?<=[A-Za-z])(?:(?:{_TAG})++|-[ \t]{{0,4}}\r?\n[ \t]{{0,8}}|\{{\}}|\\-|\xad"
     r"|[\"'] {0,2}\+? {0,2}\\?\n {0,40}\+? {0,2}[\"'])(?=[A-Za-z<])"
-    rf"|(?<=[A-Za-z ]){_JOINT}(?=[A-Za-z< ])"
+    rf"|(?<={_TEXT}){_JOINT}(?=<|{_TEXT})"
 )
 # First searches with RE2, which is faster by far: most texts have no run at all.
 _ANY_BETWEEN: Final = re2.compile(
     rf"[A-Za-z](?:{_TAG}|-[ \t]{{0,4}}\r?\n[ \t]{{0,8}}[A-Za-z<]|\{{\}}|\\-|\x{{ad}}"
     r"|[\"'] {0,2}\+? {0,2}\\?\n {0,40}\+? {0,2}[\"'])"
-    rf"|[A-Za-z ]{_JOINT}"
+    rf"|{_TEXT}{_JOINT}"
 )
 _MARK: Final = r"(?:\*{1,3}|__|~~|`{1,2}|\$)"
 _ANY_PAIR: Final = re2.compile(

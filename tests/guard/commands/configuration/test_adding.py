@@ -47,6 +47,20 @@ def _add(folder: Path, guard: str, *more: str) -> Result:
     return CliRunner().invoke(app, arguments)
 
 
+def test_tables_have_an_empty_line_before_them(folder: Path) -> None:
+    (folder / "config.toml").write_text("[server]\nport = 9140\n")
+    for _ in range(2):
+        assert _add(folder, "guards/both.toml", "--policy", "new").exit_code == 0
+    lines = (folder / "config.toml").read_text().split("\n")
+    heads = [number for number, line in enumerate(lines) if line.startswith("[")]
+    assert [lines[number] for number in heads[1:]] == [
+        "[[guards]]",
+        "[[guards]]",
+        "[policies.new]",
+    ]
+    assert all(lines[number - 1] == "" for number in heads[1:])
+
+
 def test_comments_and_order_stay(folder: Path) -> None:
     added = _add(folder, "guards/both.toml", "--policy", "books")
     assert added.exit_code == 0, added.output

@@ -34,7 +34,8 @@ _OPERATOR: Final = (
     r"""(?:[*]{1,2}[ \t]{1,8}|[ \t]{0,8})(?:[bru]?\\{0,3}["'\x60])?|[,;|\t]["']?)"""
 )
 _PAGES: Final = re.compile(
-    r"(?i)(?:next|page|pagination|continuation|sync|cipher|public)[a-z_ -]*$|secretsmanager:$"
+    r"(?i)(?:next|page|pagination|continuation|sync|cipher|public)[a-z_ -]*$"
+    r"|secretsmanager:[a-z0-9:-]*$"
 )
 """Tokens of pages, ciphertexts and names of secrets are none."""
 _DETAILS: Final = "id|name|file|path|url|uri|arn|version|type|length|count|ttl"

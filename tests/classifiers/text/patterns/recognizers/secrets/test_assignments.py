@@ -35,6 +35,7 @@ NOT_FOUND = [
     "tokenId: 8f2kd93kfk20dk and secret_name = my-app-12ab34",
     "ACCESS_TOKEN_URL=auth2.example.com/x1y2, api_key_id: K9x8w7v6u5",
     "tokenizer: gpt2-medium-355m",
+    "arn:aws:secretsmanager:us-west-2:123456789012:secret:MyTestSecret-Ca8JGt",
     '{"password": "[PASSWORD_1]"}',
     "password: [PASSWORD_12345678]",
     "api_key = STRIPE_KEY_2",
