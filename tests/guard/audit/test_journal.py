@@ -71,8 +71,8 @@ def test_the_halves_take_turns(
     monkeypatch.setattr(journals, "_TURN_BYTES", 50)
     places = [journal.put(line) for line in LINES]
     assert places[0] == places[1] != places[2]
-    for place in places[:2]:
-        journal.done(place)
+    for number in range(2):
+        journal.done(places[number])
     assert journal.put(LINES[0]) == places[2]
     assert journal.put(LINES[1]) == places[0]  # empty again
     places.clear()
