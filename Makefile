@@ -33,7 +33,7 @@ demo: .venv/ready
 	@$(BIN)/guard demo $(ARGS)
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q -m "not slow" tests
+	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile tests
 
 test-slow: .venv/ready
 	$(BIN)/guard models add smollm2

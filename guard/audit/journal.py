@@ -33,7 +33,7 @@ Seal = Callable[[bytes], bytes]
 """The HMAC of a line behind the name of its journal."""
 
 
-class _Half:
+class Half:
     """One half: records behind each other, and a zero behind the last."""
 
     def __init__(self, memory: memoryview) -> None:
@@ -64,42 +64,42 @@ class Journal:
     def __init__(self, path: Path, seal: Seal) -> None:
         self._path, self._seal = path, seal
         self._lock = threading.Lock()
-        self._halves: list[_Half] | None = None
+        self._halves: list[Half] = []
         self._file: Path | None = None
-        self._descriptor = -1
+        self._descriptor = self._process = -1
 
-    def put(self, line: bytes) -> int | None:
+    def put(self, line: bytes) -> Half | None:
         """Keep a line until it is `done`; gives its place, or None where there is no room."""
         with self._lock:
-            if self._halves is None:
-                self._halves = self._open()
-            if not self._halves:
+            if self._process != os.getpid():  # a process that was forked has a journal of its own
+                self._process = os.getpid()
+                self._open()
+            if self._file is None:
                 return None
             active, other = self._halves
             if active.used > _TURN_BYTES and not other.used:
                 self._halves.reverse()
                 active = other
-            assert self._file is not None
             seal = self._seal(self._file.name.encode() + line)
-            return id(active) if active.put(line, seal) else None
+            return active if active.put(line, seal) else None
 
-    def done(self, place: int | None) -> None:
+    def done(self, place: Half | None) -> None:
         """The line at `place` is written, or given up."""
-        with self._lock:
-            for half in self._halves or ():
-                if id(half) == place:
-                    half.done()
+        if place is not None:
+            with self._lock:
+                place.done()
 
     def close(self) -> None:
-        """Delete the file: nothing waits any more."""
+        """Delete the file: nothing waits any more, and nothing is kept from now on."""
         with self._lock:
-            if self._file is not None:
+            if self._file is not None and self._process == os.getpid():
                 with suppress(OSError):
                     self._file.unlink()
                 os.close(self._descriptor)
-            self._halves, self._file = [], None
+            self._halves, self._file, self._process = [], None, os.getpid()
 
-    def _open(self) -> list[_Half]:
+    def _open(self) -> None:
+        self._halves, self._file = [], None
         name = f"{self._path.name}.journal-{os.urandom(4).hex()}"
         file, fresh = self._path.with_name(name), self._path.with_name(f".{name}")
         try:
@@ -118,9 +118,9 @@ class Journal:
                 raise
         except OSError as error:
             logger.warning("the audit log has no journal, so a kill loses lines: %s", error)
-            return []
+            return
         self._file, self._descriptor = file, descriptor
-        return [_Half(mapped[:HALF_BYTES]), _Half(mapped[HALF_BYTES:])]
+        self._halves = [Half(mapped[:HALF_BYTES]), Half(mapped[HALF_BYTES:])]
 
 
 def left_by_killed(path: Path, seal: Seal) -> Iterator[tuple[Path, list[bytes]]]:

@@ -71,10 +71,11 @@ def test_the_halves_take_turns(
     monkeypatch.setattr(journals, "_TURN_BYTES", 50)
     places = [journal.put(line) for line in LINES]
     assert places[0] == places[1] != places[2]
-    for place in places[:2]:
-        journal.done(place)
+    for number in range(2):
+        journal.done(places[number])
     assert journal.put(LINES[0]) == places[2]
     assert journal.put(LINES[1]) == places[0]  # empty again
+    places.clear()
     killed(journal)
     assert sorted(left(path)[0]) == sorted([LINES[2], LINES[0], LINES[1]])
 
@@ -88,6 +89,20 @@ def test_what_does_not_fit_has_no_place(
     journal.done(None)
     killed(journal)
     assert left(path) == [LINES[:2]]
+
+
+def test_a_forked_process_has_a_journal_of_its_own(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.put(LINES[0])
+    (first,) = path.parent.iterdir()
+    forked = os.getpid() + 1
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: forked)
+        journal.put(LINES[1])
+        assert len(list(path.parent.iterdir())) == 2
+        journal.close()
+    assert list(path.parent.iterdir()) == [first]
 
 
 def test_a_record_that_was_cut_short_is_no_line(path: Path, journal: Journal) -> None:
