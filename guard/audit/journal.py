@@ -9,6 +9,7 @@ halves: while the lines of one are written, new ones go to the other.
 from __future__ import annotations
 
 import fcntl
+import glob
 import hmac
 import logging
 import mmap
@@ -18,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ _TURN_BYTES = 2**16
 """A half with so much in it lets the other have a turn, once that is empty."""
 _HEAD = struct.Struct("<I32s")
 """The length of a line, and its seal."""
+_DONE = bytes(32)
+"""In place of a seal: the line is written, and cleared here."""
 _MODE = 0o600
 
 Seal = Callable[[bytes], bytes]
@@ -49,12 +53,22 @@ class Half:
         self.used, self.waiting = end, self.waiting + 1
         return True
 
-    def done(self) -> None:
+    def done(self, start: int) -> None:
+        length, _ = _HEAD.unpack_from(self.memory, start)
+        # no copy of personal fields stays behind, and nothing that could be written once more
+        _HEAD.pack_into(self.memory, start, length, _DONE)
+        self.memory[start + _HEAD.size : start + _HEAD.size + length] = bytes(length)
         self.waiting -= 1
         if not self.waiting:
-            # no copy of personal fields stays behind
             self.memory[: self.used] = bytes(self.used)
             self.used = 0
+
+
+class Place(NamedTuple):
+    """Where a line waits: the first byte of its record in a half."""
+
+    half: Half
+    start: int
 
 
 class Journal:
@@ -68,7 +82,7 @@ class Journal:
         self._file: Path | None = None
         self._descriptor = self._process = -1
 
-    def put(self, line: bytes) -> Half | None:
+    def put(self, line: bytes) -> Place | None:
         """Keep a line until it is `done`; gives its place, or None where there is no room."""
         with self._lock:
             if self._process != os.getpid():  # a process that was forked has a journal of its own
@@ -81,13 +95,14 @@ class Journal:
                 self._halves.reverse()
                 active = other
             seal = self._seal(self._file.name.encode() + line)
-            return active if active.put(line, seal) else None
+            place = Place(active, active.used)
+            return place if active.put(line, seal) else None
 
-    def done(self, place: Half | None) -> None:
+    def done(self, place: Place | None) -> None:
         """The line at `place` is written, or given up."""
         if place is not None:
             with self._lock:
-                place.done()
+                place.half.done(place.start)
 
     def close(self) -> None:
         """Delete the file: nothing waits any more, and nothing is kept from now on."""
@@ -125,23 +140,47 @@ class Journal:
 
 def left_by_killed(path: Path, seal: Seal) -> Iterator[tuple[Path, list[bytes]]]:
     """The journals beside the log at `path` whose processes are gone, and the lines in them. Each
-    is locked until the next one is asked for."""
-    for file in sorted(path.parent.glob(f"{path.name}.journal-*")):
+    is locked until the next one is asked for. One that cannot be read, or that another key has
+    sealed, stays where it is, and the log says so."""
+    for file in sorted(path.parent.glob(f"{glob.escape(path.name)}.journal-*")):
         try:
-            descriptor = os.open(file, os.O_RDWR)
-        except OSError:
+            descriptor = os.open(file, os.O_RDWR | os.O_NONBLOCK)
+        except FileNotFoundError:
             continue  # another process has written it meanwhile
+        except OSError as error:
+            _tell_unread(file, error.strerror)
+            continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if file.exists():
-                data = os.pread(descriptor, 2 * HALF_BYTES, 0)
-                name = file.name.encode()
-                halves = (data[:HALF_BYTES], data[HALF_BYTES:])
-                yield file, [line for half in halves for line in _lines(half, name, seal)]
-        except BlockingIOError:
-            pass  # its process lives
+            lines = _read(descriptor, file, seal)
+            if lines is not None:
+                yield file, lines
         finally:
             os.close(descriptor)
+
+
+def _read(descriptor: int, file: Path, seal: Seal) -> list[bytes] | None:
+    """The lines of a dead process's journal, which is locked from now on; None where it stays."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not file.exists():
+            return None
+        data = os.pread(descriptor, 2 * HALF_BYTES, 0)
+    except BlockingIOError:
+        return None  # its process lives
+    except OSError as error:
+        _tell_unread(file, error.strerror)
+        return None
+    halves = [half for half in (data[:HALF_BYTES], data[HALF_BYTES:]) if any(half[: _HEAD.size])]
+    name = file.name.encode()
+    lines = [line for half in halves for line in _lines(half, name, seal)]
+    if not lines and any(half[4 : _HEAD.size] != _DONE for half in halves):
+        _tell_unread(file, "another key has sealed them, or the file is damaged")
+        return None
+    return lines
+
+
+def _tell_unread(file: Path, reason: str | None) -> None:
+    logger.error("lines of a killed process stay in %s: %s", file, reason)
 
 
 def _lines(half: bytes, name: bytes, seal: Seal) -> Iterator[bytes]:
@@ -150,7 +189,9 @@ def _lines(half: bytes, name: bytes, seal: Seal) -> Iterator[bytes]:
         length, sealed = _HEAD.unpack_from(half, start)
         start += _HEAD.size
         line = half[start : start + length]
+        start += length
+        if length and sealed == _DONE:
+            continue
         if not length or not hmac.compare_digest(seal(name + line), sealed):
             return
         yield line
-        start += length

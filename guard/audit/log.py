@@ -24,7 +24,7 @@ from typing import Any
 from guard.audit.chain import LOST, encode
 from guard.audit.chain_file import ChainFile
 from guard.audit.files import locked, open_log, write_lines
-from guard.audit.journal import Half, Journal, left_by_killed
+from guard.audit.journal import Journal, Place, left_by_killed
 from guard.audit.signing import Signer
 from guard.audit.writer import MOST_QUEUED, QueuedWriter
 from guard.errors import GuardError
@@ -121,7 +121,7 @@ class _Entry:
     verdict: Verdict | None = None
     written: threading.Event | None = None
     error: OSError | None = None
-    place: Half | None = None
+    place: Place | None = None
     _members: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:

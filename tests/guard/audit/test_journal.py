@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from guard.audit import AuditLog
 from guard.audit import journal as journals
 from guard.audit.chain import RECOVERED, encode, unlinked
 from guard.audit.journal import Journal, Seal, left_by_killed
@@ -70,14 +71,28 @@ def test_the_halves_take_turns(
 ) -> None:
     monkeypatch.setattr(journals, "_TURN_BYTES", 50)
     places = [journal.put(line) for line in LINES]
-    assert places[0] == places[1] != places[2]
+    halves = [place.half for place in places if place is not None]
+    assert halves[0] is halves[1] is not halves[2]
     for number in range(2):
         journal.done(places[number])
-    assert journal.put(LINES[0]) == places[2]
-    assert journal.put(LINES[1]) == places[0]  # empty again
-    places.clear()
+    again = [journal.put(line) for line in LINES[:2]]
+    assert again[0] is not None and again[0].half is halves[2]
+    assert again[1] == places[0]  # empty again
+    for each in (places, halves, again):
+        each.clear()
     killed(journal)
     assert sorted(left(path)[0]) == sorted([LINES[2], LINES[0], LINES[1]])
+
+
+def test_what_is_done_is_gone_while_others_wait_behind_it(path: Path, journal: Journal) -> None:
+    places = [journal.put(line) for line in LINES]
+    journal.done(places[0])
+    (file,) = path.parent.iterdir()
+    assert LINES[0] not in file.read_bytes()
+    journal.done(places[1])
+    places.clear()
+    killed(journal)
+    assert left(path) == [LINES[2:]]
 
 
 def test_what_does_not_fit_has_no_place(
@@ -154,10 +169,50 @@ def test_lines_that_were_written_before_the_kill_are_not_written_again(tmp_path:
     assert any("1 lines before it are of a killed process" in note for note in report.notes)
 
 
-def test_lines_that_somebody_else_has_sealed_are_not_written(path: Path, journal: Journal) -> None:
+def test_lines_that_somebody_else_has_sealed_are_not_written(
+    path: Path, journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
     journal.put(LINES[0])
     killed(journal)
-    assert left(path, partial(hmac.digest, b"another key", digest="sha256")) == [[]]
     (file,) = path.parent.iterdir()
+    with caplog.at_level(logging.ERROR):
+        assert left(path, partial(hmac.digest, b"another key", digest="sha256")) == []
+    assert f"{file}: another key has sealed them" in caplog.text
     file.rename(path.with_name(f"{path.name}.journal-copied"))
-    assert left(path) == [[]]
+    assert left(path) == []
+
+
+def test_lines_stay_until_the_log_is_opened_with_their_key(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    key = key_in(tmp_path)
+    journal = Journal(path, Signer(key).seal)
+    journal.put(encode({"time": "2026-11-30T00:00:00.000Z", "request_id": "waiting"}))
+    killed(journal)
+    other = tmp_path / "other"
+    other.mkdir()
+    with AuditLog(path, key=key_in(other)):
+        pass
+    assert len(list(tmp_path.glob("*.journal-*"))) == 1
+    with opened(tmp_path):
+        pass
+    assert [each["lines"] for each in entries(path) if each.get("event") == RECOVERED] == [1]
+    assert list(tmp_path.glob("*.journal-*")) == []
+
+
+@pytest.mark.parametrize("name", ["audit[1].jsonl", "audit*.jsonl"])
+def test_a_log_of_any_name_finds_its_journals(tmp_path: Path, name: str) -> None:
+    journal = Journal(tmp_path / name, SEAL)
+    journal.put(LINES[0])
+    killed(journal)
+    assert left(tmp_path / name) == [LINES[:1]]
+
+
+def test_a_journal_that_cannot_be_read_is_told(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path.parent / f"{path.name}.journal-folder").mkdir()
+    os.mkfifo(path.parent / f"{path.name}.journal-pipe")
+    with caplog.at_level(logging.ERROR):
+        assert left(path) == []
+    assert "journal-folder: Is a directory" in caplog.text
+    assert "journal-pipe: Illegal seek" in caplog.text
