@@ -41,4 +41,6 @@ class JoinedHeads:
     def _send_head(self) -> None:
         if head := self._head:
             self._head = b""
-            self._transport.write(head)
+            # one that was lost meanwhile takes nothing: uvloop raises where asyncio says nothing
+            if not self._transport.is_closing():
+                self._transport.write(head)

@@ -62,3 +62,32 @@ async def test_nothing_is_lost_at_the_end() -> None:
     assert wire.written == [HEAD, b"closed"] and transport.is_closing()
     await asyncio.sleep(0)
     assert wire.written == [HEAD, b"closed"]
+
+
+def test_a_connection_that_is_lost_meanwhile_takes_no_head() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    problems: list[dict[str, Any]] = []
+
+    async def lose_one() -> None:
+        loop, lost = asyncio.get_running_loop(), asyncio.Event()
+        loop.set_exception_handler(lambda _, context: problems.append(context))
+
+        class Lost(asyncio.Protocol):
+            def connection_made(self, transport: Any) -> None:
+                self.transport = transport
+
+            def data_received(self, data: bytes) -> None:
+                self.transport.abort()
+                JoinedHeads(self.transport, loop).write(HEAD)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                loop.call_later(0.01, lost.set)
+
+        async with await loop.create_server(Lost, "127.0.0.1", 0) as server:
+            _, client = await asyncio.open_connection(*server.sockets[0].getsockname())
+            client.write(b"GET")
+            await asyncio.wait_for(lost.wait(), 20)
+            client.close()
+
+    uvloop.run(lose_one())
+    assert problems == []
