@@ -76,8 +76,13 @@ def _told(body: KeptBody) -> dict[str, Any]:
     except (NestedTooDeeply, TooManyTexts) as error:
         raise TextNotKept(f"The text of this request cannot be read: {error}") from error
     texts = [
-        {"place": piece.place, "path": piece.path, "text": piece.text}
+        {"place": piece.place, "path": _valid(piece.path), "text": _valid(piece.text)}
         for piece in found.pieces
         if piece.kind != "label" and piece.path != "model"
     ]
     return {"texts": texts, "not_text": sorted(found.opaque)}
+
+
+def _valid(text: str) -> str:
+    """Half a surrogate pair, which JSON in a string may have and UTF-8 lacks, becomes a "?"."""
+    return text.encode("utf-8", "replace").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,11 @@ import pytest
 from guard.audit import AuditLog
 from guard.config.schema import load_config
 from guard.tenants.secret import hash_key
+from guard.verdict import Verdict
+from server.console.kept_texts import TrafficTexts
+from server.observe.traffic import Finished
+from server.screening.kept import KeptBody, KeptTexts
+from server.wire.replies import encode
 from tests.server.live_server import live_server
 from tests.server.policies.stand import ADMIN, SECRET, Administrator, administered
 from tests.server.tenants.stand import Tenants, bearer, seeded
@@ -163,3 +169,12 @@ def test_a_server_of_models_shows_kept_texts_too(tmp_path: Path) -> None:
         assert entry["text_kept"]
         found = get(live.url, f"/{entry['id']}/text").json()
         assert [each["text"] for each in found["texts"]] == ["a quiet word"]
+
+
+def test_half_a_surrogate_pair_in_json_in_a_string_is_shown_as_a_question_mark() -> None:
+    message = {"role": "tool", "tool_call_id": "a", "content": '{"said": "so \\ud800 it is"}'}
+    kept = KeptTexts(1)
+    kept.put("t", "r", KeptBody("strict", encode({"messages": [message]}), "user"))
+    finished = Finished(1, 0.0, "t", Verdict("r", "m", "strict", "pass", (), 1.0))
+    answer = asyncio.run(TrafficTexts(kept, None).read(finished, "admin"))
+    assert "so ? it is" in [each["text"] for each in json.loads(encode(answer))["texts"]]
