@@ -17,6 +17,8 @@ class PartialWords:
 
     def __init__(self, words: Sequence[str], *, any_place: bool, gap: int) -> None:
         self._words = sorted(set(words))
+        # a phrase may have a joint in a word of its own: self-harm now
+        self._spaced = sorted({word.translate(JOINTS) for word in words})
         self._any_place = any_place
         self._firsts = frozenset(word[0] for word in self._words)
         self._longest = max((len(word) + (gap - 1) * word.count(" ") for word in words), default=0)
@@ -35,11 +37,12 @@ class PartialWords:
         suffix = text[start:]
         if "  " in suffix:
             suffix = " ".join(filter(None, suffix.split(" "))) + " " * suffix.endswith(" ")
-        return self._has(suffix) or self._has(suffix.translate(JOINTS))
+        return _has(self._words, suffix) or _has(self._spaced, suffix.translate(JOINTS))
 
-    def _has(self, prefix: str) -> bool:
-        index = bisect_left(self._words, prefix)
-        return index < len(self._words) and self._words[index].startswith(prefix)
+
+def _has(words: Sequence[str], prefix: str) -> bool:
+    index = bisect_left(words, prefix)
+    return index < len(words) and words[index].startswith(prefix)
 
 
 def in_word(char: str) -> bool:

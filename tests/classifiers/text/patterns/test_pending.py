@@ -19,7 +19,7 @@ OWN = PatternSet.from_toml(
     """
 [[words]]
 label = "WEAPON"
-words = ["explosives", "pistol", "to", "say it", "a big red house"]
+words = ["explosives", "pistol", "to", "say it", "a big red house", "self-made bomb now"]
 
 [[words]]
 label = "PART"
@@ -66,7 +66,18 @@ VALUES = [
     "postgres://joe:s3cr3t@db.example/x",
     "aws_secret_access_key=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
     f"-----BEGIN RSA PRIVATE KEY-----\n{'A1b/' * 16}\nc3+==\n-----END RSA PRIVATE KEY-----",
-    *("pistol", "a big  red house", "cyan", "123", "catalogue", "foo bar bar", "zz", "aXbb", "x y"),
+    *(
+        "pistol",
+        "a big  red house",
+        "self-made_bomb-now",
+        "cyan",
+        "123",
+        "catalogue",
+        "foo bar bar",
+        "zz",
+        "aXbb",
+        "x y",
+    ),
 ]
 WORDS = [
     "the",
@@ -114,6 +125,12 @@ def test_matches_before_the_open_end_are_the_same_whatever_follows(
     start = patterns.open_from(prefix)
     assert 0 <= start <= len(prefix)
     assert _before(patterns, text, start) == _before(patterns, prefix, start)
+
+
+def test_a_phrase_whose_word_has_a_joint_is_open_until_it_is_whole() -> None:
+    for text in ("self-made bomb_n", "self-made bomb-n"):
+        assert OWN.find(f"{text}ow")[0].start == 0
+        assert OWN.open_from(text) == 0
 
 
 def _before(patterns: PatternSet, text: str, start: int) -> list[tuple[int, int, str]]:
