@@ -37,8 +37,8 @@ _NAMES: Final = (
 )
 _LABELS: Final = Labels(*_NAMES)
 _BESIDE: Final = Labels(*_NAMES, gap=3)
-_SECONDS: Final = re.compile(r"1[2-9][0-9]{8}$|20[0-9]{8}$")
-"""A time in seconds since 1970, from 2008 to 2036."""
+_SECONDS: Final = re.compile(r"1[2-9][0-9]{8}$")
+"""A time in seconds since 1970, from 2008 to 2033; later ones look like numbers in Washington."""
 _EXTENSION: Final = r"(?: ?(?:x|ext\.?|extension|#|durchwahl) ?[0-9]{1,6})?"
 _DATE: Final = re.compile(
     r"(?:19|20)[0-9]{2}[ ./-](?:0?[1-9]|1[0-2])[ ./-][0-3]?[0-9](?![0-9])"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
-from classifiers.text.patterns.candidates import Expression
+from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 from classifiers.text.patterns.recognizers.secrets.addresses import judge_password
 
 _OPTIONS: Final = r"""[ \t](?:[^\n|;&]{0,100}[ \t])?"""
@@ -14,13 +15,23 @@ _COMMANDS: Final = (
     rf"""mysql(?:dump|admin|import)?{_OPTIONS}-p["']?""",
     rf"""redis-cli{_OPTIONS}(?:-a|--pass)[ \t]{{1,3}}["']?""",
 )
+_ELSE: Final = re.compile(
+    r"(?:[0-9.]+:)?[0-9]+:[0-9]+(?:/[a-z]+)?$|(?:option|flag|argument|parameter|switch)(?:e?s)?\b",
+    re.IGNORECASE,
+)
+"""Ports of a container that has a command's name, and sentences about an option."""
+
+
+def _judge(candidate: Candidate) -> Finding | None:
+    return None if _ELSE.match(candidate.value) else judge_password(candidate)
+
 
 COMMAND_PASSWORDS: Final = Expression(
     labels=frozenset({"PASSWORD"}),
     pattern=(
         rf"""(?:^|[^A-Za-z0-9_-])(?:{"|".join(_COMMANDS)})(?P<value>[^\s"'\x60<>]{{4,128}})"""
     ),
-    judge=judge_password,
+    judge=_judge,
     longest=360,
     raw=True,
 )

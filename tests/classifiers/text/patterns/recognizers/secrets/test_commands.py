@@ -15,6 +15,7 @@ FOUND = [
     ("mysql -u root -pS3cretpw99 shop", "S3cretpw99"),
     ("sshpass -p 'Tr0ub4dor&3' ssh ann@host", "Tr0ub4dor&3"),
     ("redis-cli -h db -a Xk39vwq22 ping", "Xk39vwq22"),
+    ("redis-cli -h db -a 3306:x99 ping", "3306:x99"),
     (f'{{"auths": {{"registry.example.com": {{"auth": "{ENCODED}"}}}}}}', ENCODED),
     (f"//registry.npmjs.org/:_auth={ENCODED}", ENCODED),
 ]
@@ -23,6 +24,8 @@ NOT_FOUND = [
     "curl -u $USER:$TOKEN https://x; curl -u user:password https://x; curl -u <user>:<token> x",
     "curl https://x.example.com:8443/path -o out.json",
     "sshpass -p $PASS ssh ann@host",
+    "docker run -d --name mysql -p3306:3306 x; docker run mysql -p127.0.0.1:3306:3306/tcp",
+    "redis-cli with the -a option; the sshpass -p option; redis-cli warns of the -a flag.",
     '{"auth": "Z3JlZW4gYXBwbGVz"} basic-auth: enabled_now, "auth": "required"',
 ]
 
