@@ -142,6 +142,22 @@ def left_by_killed(path: Path, seal: Seal) -> Iterator[tuple[Path, list[bytes]]]
     """The journals beside the log at `path` whose processes are gone, and the lines in them. Each
     is locked until the next one is asked for. One that cannot be read, or that another key has
     sealed, stays where it is, and the log says so."""
+    for file, halves in _of_killed(path):
+        name = file.name.encode()
+        lines = [line for half in halves for line in _lines(half, name, seal)]
+        if not lines and any(_has_line(half) for half in halves):
+            _tell_unread(file, "another key has sealed them, or the file is damaged")
+        else:
+            yield file, lines
+
+
+def waiting(path: Path) -> list[Path]:
+    """The journals of killed processes, beside the log at `path`, that may have lines."""
+    return [file for file, halves in _of_killed(path) if any(map(_has_line, halves))]
+
+
+def _of_killed(path: Path) -> Iterator[tuple[Path, tuple[bytes, bytes]]]:
+    """The journals of dead processes and their halves; each is locked until the next one."""
     for file in sorted(path.parent.glob(f"{glob.escape(path.name)}.journal-*")):
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_NONBLOCK)
@@ -151,15 +167,14 @@ def left_by_killed(path: Path, seal: Seal) -> Iterator[tuple[Path, list[bytes]]]
             _tell_unread(file, error.strerror)
             continue
         try:
-            lines = _read(descriptor, file, seal)
-            if lines is not None:
-                yield file, lines
+            if (halves := _read(descriptor, file)) is not None:
+                yield file, halves
         finally:
             os.close(descriptor)
 
 
-def _read(descriptor: int, file: Path, seal: Seal) -> list[bytes] | None:
-    """The lines of a dead process's journal, which is locked from now on; None where it stays."""
+def _read(descriptor: int, file: Path) -> tuple[bytes, bytes] | None:
+    """The halves of a dead process's journal, which is locked from now on; else None."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not file.exists():
@@ -170,13 +185,20 @@ def _read(descriptor: int, file: Path, seal: Seal) -> list[bytes] | None:
     except OSError as error:
         _tell_unread(file, error.strerror)
         return None
-    halves = [half for half in (data[:HALF_BYTES], data[HALF_BYTES:]) if any(half[: _HEAD.size])]
-    name = file.name.encode()
-    lines = [line for half in halves for line in _lines(half, name, seal)]
-    if not lines and any(half[4 : _HEAD.size] != _DONE for half in halves):
-        _tell_unread(file, "another key has sealed them, or the file is damaged")
-        return None
-    return lines
+    return data[:HALF_BYTES], data[HALF_BYTES:]
+
+
+def _has_line(half: bytes) -> bool:
+    """Whether a half has a record that is not done, whoever has sealed it."""
+    start = 0
+    while start + _HEAD.size <= len(half):
+        length, sealed = _HEAD.unpack_from(half, start)
+        if sealed != _DONE:
+            return True
+        if not length:
+            return False
+        start += _HEAD.size + length
+    return False
 
 
 def _tell_unread(file: Path, reason: str | None) -> None:

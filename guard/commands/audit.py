@@ -12,6 +12,7 @@ import typer
 
 from guard.audit.erase import erase as erase_in
 from guard.audit.export import Filter, entries, to_jsonl, to_parquet, to_syslog, utc
+from guard.audit.journal import waiting
 from guard.audit.signing import Signer, new_key
 from guard.audit.verify import verify as verify_files
 from guard.errors import DataError
@@ -123,8 +124,15 @@ def erase(
     tenant: Annotated[str, typer.Option(help="Whose fields: a tenant, key, team or person.")],
 ) -> None:
     """Erase the names and request ids of a tenant. The log stays whole; a server may run."""
+    waits = []
     for file in files:
         print(f"{file}: erased in {erase_in(file, tenant)} lines")
+        waits += waiting(file)
+    if waits:
+        raise DataError(
+            f"{waits[0]}: has lines of a process that was killed, which whoever opens the log next "
+            "writes: start the server, and erase again"
+        )
 
 
 def _time(text: str | None, option: str) -> datetime | None:

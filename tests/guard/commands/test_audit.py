@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
-from tests.guard.audit.logs import write
+from guard.audit.journal import Journal
+from guard.audit.signing import Signer
+from tests.guard.audit.logs import key_in, opened, write
 from tests.guard.commands.running import run
 
 
@@ -49,3 +52,20 @@ def test_wrong_options_are_told(tmp_path: Path) -> None:
     ):
         assert run("audit", "export", path, *arguments).exit_code == 2
     assert path.stat().st_size
+
+
+def test_an_erasure_says_that_lines_of_a_killed_process_come_behind_it(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    journal = Journal(path, Signer(key_in(tmp_path)).seal)
+    journal.put(b'{"tenant":"acme"}\n')
+    alive = run("audit", "erase", path, "--tenant", "acme")
+    assert alive.exit_code == 0 and alive.output == f"{path}: erased in 1 lines\n"
+    (file,) = tmp_path.glob("*.journal-*")
+    os.close(journal._descriptor)
+    journal._file, journal._halves = None, []  # as a kill leaves it
+    left = run("audit", "erase", path, "--tenant", "acme")
+    assert left.exit_code == 1 and f"{file}: has lines of a process" in left.output
+    with opened(tmp_path):
+        pass
+    again = run("audit", "erase", path, "--tenant", "acme")
+    assert again.exit_code == 0 and again.output == f"{path}: erased in 1 lines\n"
