@@ -165,6 +165,7 @@ class ProxyApp:
             if server is None
             else McpRequest(context, request, exchange, key, server)
         )
+        send.before_end = proxied.record
         await proxied.run(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:

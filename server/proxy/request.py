@@ -107,12 +107,27 @@ class ProxiedRequest:
         self._model = ""
         self._screened: ScreenedExchange | None = None
         self._unscreened: tuple[str, ...] = ()
+        self._started = asyncio.get_running_loop().time()
+        self._is_recorded = False
+
+    def record(self, outcome: Outcome = "pass") -> None:
+        """Record the verdict, once. Before the end of the answer is sent: whoever has all of it has
+        a line in the audit log, even where the proxy is killed at that moment."""
+        is_read = (
+            self._screened is not None
+            or self._unscreened
+            or self.request.method not in SAFE_METHODS
+        )
+        if self._is_recorded or self.exchange.policy is None or not is_read:
+            return
+        self._is_recorded = True
+        ms = 1000 * (asyncio.get_running_loop().time() - self._started)
+        self.context.record(self._verdict(outcome, ms), self.key.tenant if self.key else "")
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, and record its verdict."""
         context = self.context
         scope[CLIENT] = self.caller.client
-        started = asyncio.get_running_loop().time()
         outcome: Outcome = "pass"
         try:
             body = await self._receive_body()
@@ -137,14 +152,7 @@ class ProxiedRequest:
             outcome = "error"
             raise
         finally:
-            is_read = (
-                self._screened is not None
-                or self._unscreened
-                or scope["method"] not in SAFE_METHODS
-            )
-            if self.exchange.policy is not None and is_read:
-                ms = 1000 * (asyncio.get_running_loop().time() - started)
-                context.record(self._verdict(outcome, ms), self.key.tenant if self.key else "")
+            self.record(outcome)
 
     async def _receive_body(self) -> RequestBody | None:
         """The body where the proxy has to know it; None where it passes through as it comes."""

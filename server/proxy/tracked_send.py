@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -36,10 +36,12 @@ _LONGEST_END = 32
 
 
 class TrackedSend:
-    """A `send` that tracks how much of a response has left, and ends it where something fails."""
+    """A `send` that tracks how much of a response has left, and ends it where something fails.
+    `before_end` is called before the end of a whole one is sent."""
 
     def __init__(self, send: Send, exchange: Exchange) -> None:
         self._send, self._exchange = send, exchange
+        self.before_end: Callable[[], None] = lambda: None
         self._is_started = self._is_finished = self._is_stream = False
         self._head, self._tail = b"", b""
         # events of the other APIs do not refer to those before them
@@ -63,6 +65,8 @@ class TrackedSend:
             await self._send({**message, "more_body": True})
             raise UpstreamBroken("The upstream hung up before its answer was over.")
         self._is_finished = is_last
+        if is_last:
+            self.before_end()
         await self._send(message)
 
     async def fail(self, error: GuardError, scope: Scope, receive: Receive) -> None:
