@@ -100,18 +100,28 @@ class Journal:
 
     def done(self, place: Place | None) -> None:
         """The line at `place` is written, or given up."""
-        if place is not None:
-            with self._lock:
+        with self._lock:
+            if place is not None and place.half in self._halves:
                 place.half.done(place.start)
 
     def close(self) -> None:
-        """Delete the file: nothing waits any more, and nothing is kept from now on."""
+        """Delete the file, unless lines wait in it; nothing is kept from now on."""
         with self._lock:
             if self._file is not None and self._process == os.getpid():
-                with suppress(OSError):
-                    self._file.unlink()
-                os.close(self._descriptor)
+                if any(half.waiting for half in self._halves):
+                    logger.warning("lines of the audit log wait in %s", self._file)
+                else:
+                    with suppress(OSError):
+                        self._file.unlink()
+                self._let_go()
             self._halves, self._file, self._process = [], None, os.getpid()
+
+    def _let_go(self) -> None:
+        """Leave the file to whoever comes next."""
+        for half in self._halves:
+            half.memory.release()
+        self._map.close()  # it has a descriptor of its own, which holds the lock
+        os.close(self._descriptor)
 
     def _open(self) -> None:
         self._halves, self._file = [], None
@@ -125,7 +135,7 @@ class Journal:
                 # written, since a page that the disk has no room for would kill the process
                 if os.write(descriptor, bytes(2 * HALF_BYTES)) < 2 * HALF_BYTES:
                     raise OSError("the disk has no room for it")
-                mapped = memoryview(mmap.mmap(descriptor, 2 * HALF_BYTES))
+                self._map = mmap.mmap(descriptor, 2 * HALF_BYTES)
                 fresh.rename(file)
             except OSError:
                 os.close(descriptor)
@@ -135,7 +145,8 @@ class Journal:
             logger.warning("the audit log has no journal, so a kill loses lines: %s", error)
             return
         self._file, self._descriptor = file, descriptor
-        self._halves = [Half(mapped[:HALF_BYTES]), Half(mapped[HALF_BYTES:])]
+        with memoryview(self._map) as mapped:
+            self._halves = [Half(mapped[:HALF_BYTES]), Half(mapped[HALF_BYTES:])]
 
 
 def left_by_killed(path: Path, seal: Seal) -> Iterator[tuple[Path, list[bytes]]]:

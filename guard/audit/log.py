@@ -53,10 +53,10 @@ class AuditLog:
     Without a key each line is written at once, under a lock of all processes, so that a crash loses
     no finished request and lines are never mixed. With the file of an Ed25519 key, lines are
     chained and signed, and one thread writes them, after 100 ms on a machine with time to spare;
-    until then they are in a journal, from which whoever opens the log after a crash of the process
-    writes them. Where the disk is full they wait until it has room, and those beyond MOST_QUEUED
-    are lost. A line that the disk has no room for is taken back as a whole. Raises GuardError if a
-    file cannot be opened.
+    until then they are in a journal. Whoever opens the log next writes what a process has left
+    there: one that was killed, or that ended while the disk was full. Where the disk is full they
+    wait until it has room, and those beyond MOST_QUEUED are lost. A line that the disk has no room
+    for is taken back as a whole. Raises GuardError if a file cannot be opened.
     """
 
     def __init__(
@@ -223,7 +223,8 @@ class _Chained:
     def _recover(self, file: ChainFile, journal: Path, lines: list[bytes]) -> None:
         """Write what a killed process has left in its journal."""
         try:
-            file.recover(lines)
+            if lines:
+                file.recover(lines)
             journal.unlink()
         except (OSError, GuardError) as error:
             logger.error("lines of a killed process stay in %s: %s", journal, error)
@@ -248,21 +249,23 @@ class _Chained:
         return kept
 
     def _put_apart(self, entries: list[_Entry], is_last: bool) -> list[_Entry]:
-        """Write entry by entry; gives those that wait until the disk has room, unless it is the
-        last time or somebody waits for them."""
+        """Write entry by entry; gives those that wait until the disk has room: not those that
+        somebody waits for, and the last time those that the journal has."""
         for number, entry in enumerate(entries):
             try:
                 self._put([entry])
             except Exception as error:
-                is_full = isinstance(error, OSError) and error.errno in _FULL
-                if is_full and not is_last:
-                    self._note_full(True)
-                    rest = entries[number:]
-                    for waited in rest:
-                        if waited.written is not None:
-                            self._refuse(waited, error)
-                    return [each for each in rest if each.written is None]
-                self._refuse(entry, error)
+                if not (isinstance(error, OSError) and error.errno in _FULL):
+                    self._refuse(entry, error)
+                    continue
+                self._note_full(True)
+                kept = []
+                for rest in entries[number:]:
+                    if rest.written is None and (rest.place is not None or not is_last):
+                        kept.append(rest)
+                    else:
+                        self._refuse(rest, error)
+                return kept
         return []
 
     def _note_full(self, is_full: bool) -> None:

@@ -62,7 +62,25 @@ def test_lines_wait_until_there_is_room(
     assert checked(log.path).faults == []
 
 
-def test_those_that_wait_when_the_log_is_closed_are_lost_and_told(
+def test_those_that_wait_when_the_log_is_closed_stay_in_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[OSError] = []
+    log = opened(tmp_path)
+    log.tell(lost.append, lambda: None)
+    log.append(verdict("before"), tenant="t")
+    until(lambda: requests(log.path) == ["before"])
+    with full_disk(monkeypatch):
+        for number in range(3):
+            log.append(verdict(str(number)), tenant="t")
+        log.close()
+    assert not lost and requests(log.path) == ["before"]
+    with opened(tmp_path):
+        assert requests(log.path) == ["before", *map(str, range(3))]
+    assert checked(log.path).faults == [] and list(tmp_path.glob("*.journal-*")) == []
+
+
+def test_without_a_journal_those_that_wait_when_the_log_is_closed_are_lost_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost: list[OSError] = []

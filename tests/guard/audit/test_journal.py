@@ -38,7 +38,7 @@ def journal(path: Path) -> Iterator[Journal]:
 
 def killed(journal: Journal) -> None:
     """What a kill does: the lock is gone, the file stays."""
-    os.close(journal._descriptor)
+    journal._let_go()
     journal._file, journal._halves = None, []
 
 
@@ -114,8 +114,9 @@ def test_a_forked_process_has_a_journal_of_its_own(
     forked = os.getpid() + 1
     with monkeypatch.context() as patched:
         patched.setattr(os, "getpid", lambda: forked)
-        journal.put(LINES[1])
+        place = journal.put(LINES[1])
         assert len(list(path.parent.iterdir())) == 2
+        journal.done(place)
         journal.close()
     assert list(path.parent.iterdir()) == [first]
 
