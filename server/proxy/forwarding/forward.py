@@ -299,6 +299,9 @@ class Forwarder:
                 if response is not None:
                     raise  # a fault of this server, which screens the response
                 raise BadPath("The path or a header of the request is not valid HTTP.") from None
+            # aiohttp raises one and the same error for every response that is closed, which would
+            # hold all frames that it has gone through, and so each such request for good
+            error.__traceback__ = None
             if body.error is not None:
                 raise body.error from None
             if disconnect.done():

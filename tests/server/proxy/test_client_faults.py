@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from starlette.types import Send
 
 from guard.errors import GuardFailed
+from server.screening.exchange import ScreenedExchange
 from tests.server.proxy.screened import BODY, post
 from tests.server.proxy.stand import (
     Proxy,
@@ -65,6 +67,33 @@ def test_a_client_that_hangs_up_takes_its_upstream_request_with_it(tmp_path: Pat
             assert upstream.hung_up.wait(5)
             assert time.monotonic() - begun < 1.0
             assert len(proxy.audit_lines()) == 1
+
+
+def test_requests_of_clients_that_hung_up_do_not_stay_in_memory(tmp_path: Path) -> None:
+    async def slow(request: UpstreamRequest, send: Send) -> None:
+        await send_head(send)
+        while True:
+            await send_chunk(send, chat_chunk({"content": "on and "}))
+            await asyncio.sleep(0.02)
+
+    upstream, before = Upstream(slow), _exchanges()
+    with served(upstream) as port, proxied(tmp_path, SCREENS, port) as proxy:
+        body = {**BODY, "stream": True}
+        for number in range(1, 4):
+            with httpx.stream("POST", f"{proxy.url}/v1/chat/completions", json=body) as response:
+                next(response.iter_bytes())
+            until = time.monotonic() + 20
+            while len(proxy.audit_lines()) < number and time.monotonic() < until:
+                time.sleep(0.05)
+        until = time.monotonic() + 20
+        while (held := _exchanges()) > before and time.monotonic() < until:
+            time.sleep(0.1)
+    assert held <= before
+
+
+def _exchanges() -> int:
+    gc.collect()
+    return sum(type(each) is ScreenedExchange for each in gc.get_objects())
 
 
 def test_a_client_that_hangs_up_before_the_answer_begins(tmp_path: Path) -> None:
