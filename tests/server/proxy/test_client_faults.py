@@ -48,15 +48,16 @@ def raw(proxy: Proxy, content: bytes, *, patience_s: float = 10) -> bytes:
     return response
 
 
-def test_a_client_that_hangs_up_takes_its_upstream_request_with_it(tmp_path: Path) -> None:
-    async def slow(request: UpstreamRequest, send: Send) -> None:
-        await send_head(send)
-        while True:
-            await send_chunk(send, chat_chunk({"content": "on and "}))
-            await asyncio.sleep(0.02)
+async def endless(request: UpstreamRequest, send: Send) -> None:
+    await send_head(send)
+    while True:
+        await send_chunk(send, chat_chunk({"content": "on and "}))
+        await asyncio.sleep(0.02)
 
+
+def test_a_client_that_hangs_up_takes_its_upstream_request_with_it(tmp_path: Path) -> None:
     for config in ("", SCREENS):
-        upstream = Upstream(slow)
+        upstream = Upstream(endless)
         folder = tmp_path / str(len(config))
         folder.mkdir()
         with served(upstream) as port, proxied(folder, config, port) as proxy:
@@ -70,13 +71,7 @@ def test_a_client_that_hangs_up_takes_its_upstream_request_with_it(tmp_path: Pat
 
 
 def test_requests_of_clients_that_hung_up_do_not_stay_in_memory(tmp_path: Path) -> None:
-    async def slow(request: UpstreamRequest, send: Send) -> None:
-        await send_head(send)
-        while True:
-            await send_chunk(send, chat_chunk({"content": "on and "}))
-            await asyncio.sleep(0.02)
-
-    upstream, before = Upstream(slow), _exchanges()
+    upstream, before = Upstream(endless), _exchanges()
     with served(upstream) as port, proxied(tmp_path, SCREENS, port) as proxy:
         body = {**BODY, "stream": True}
         for number in range(1, 4):
