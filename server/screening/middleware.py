@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guard.config.schema import Config
 from guard.errors import GuardError
@@ -136,16 +136,30 @@ def recorded(screened: ScreenedExchange, recorder: Recorder, tenant: str) -> ASG
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         record_id = screened.exchange.record_id = recorder.defer()
+        is_released = False
+
+        def release() -> None:
+            nonlocal is_released
+            if not is_released:
+                is_released = True
+                recorder.release(record_id, _joining(screened))
+
+        async def send_recorded(message: Message) -> None:
+            # whoever has all of an answer has its line, even where the server is killed just then
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                release()
+            await send(message)
+
         try:
-            await screened.run(scope, receive, send)
+            await screened.run(scope, receive, send_recorded)
         except GuardError:
-            if screened.refused:
+            if screened.refused and not is_released:
                 # its rows never were, or are no longer wanted
                 recorder.discard(record_id)
                 recorder.record(screened.verdict(), tenant)
             raise
         finally:
-            recorder.release(record_id, _joining(screened))
+            release()
 
     return answer
 
