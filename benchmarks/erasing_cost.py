@@ -12,15 +12,11 @@ round.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.image_batches import add_options, copies, generate, starts
+from benchmarks.image_batches import add_options, copies, generate, report, starts
 from benchmarks.rounds import ratios, shuffled_rounds, summary
 from guard.artifact import Artifact
 from guard.models.sources import resolve_source
@@ -47,20 +43,7 @@ def main() -> None:
     add_options(parser)
     arguments = parser.parse_args()
     result = measure(Artifact.load(arguments.artifact), arguments)
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-        return
-    table = Table("batch", "ms an image", "more than bare", "quartiles", "target")
-    for name, part in result.items():
-        low, high = part["quartiles"]
-        table.add_row(
-            name,
-            f"{part['seconds'] * 1000:.1f}",
-            f"{part['ratio'] - 1:.2%}",
-            f"{low - 1:.2%} to {high - 1:.2%}",
-            f"at most {TARGETS[name]:.0%}" if name in TARGETS else "",
-        )
-    Console().print(table)
+    report(result, TARGETS, as_json=arguments.json)
 
 
 def measure(artifact: Artifact, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from guard.artifact import Artifact
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
@@ -22,6 +26,27 @@ def add_options(parser: argparse.ArgumentParser, *, batch: bool = True, rounds: 
         parser.add_argument("--batch", type=int, default=4, help="images generated together")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json", action="store_true")
+
+
+def report(
+    result: Mapping[str, Mapping[str, Any]], targets: Mapping[str, float], *, as_json: bool
+) -> None:
+    """Print the `benchmarks.rounds.summary` of each kind of batch, with the most that it may take
+    more than the bare one, as a share; a table or JSON."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    table = Table("batch", "ms an image", "more than bare", "quartiles", "target")
+    for name, part in result.items():
+        low, high = part["quartiles"]
+        table.add_row(
+            name,
+            f"{part['seconds'] * 1000:.1f}",
+            f"{part['ratio'] - 1:.2%}",
+            f"{low - 1:.2%} to {high - 1:.2%}",
+            f"at most {targets[name]:.0%}" if name in targets else "",
+        )
+    Console().print(table)
 
 
 def starts(
