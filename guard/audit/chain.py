@@ -22,7 +22,7 @@ LOST = "audit lines lost"
 BROKEN = "audit broken off"
 """The `event` of the line that follows a crash."""
 RECOVERED = "audit lines recovered"
-"""The `event` of the line behind those that a killed process had not written yet."""
+"""The `event` of the line behind those that a process had left in its journal."""
 PERSONAL = ("tenant", "request_id", "id", "by")
 _ERASABLE = "salts"
 _OF_THE_CHAIN = frozenset({"seq", "prev", "personal", _ERASABLE})

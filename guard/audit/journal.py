@@ -1,7 +1,7 @@
 """Lines of an audit log that wait to be written, in a file that outlives a killed process.
 
 The file is mapped into memory: a line is copied there without a system call, and the pages are the
-system's, not the process's. Whoever opens the log next writes what a killed process has left; each
+system's, not the process's. Whoever opens the log next writes what a process has left; each
 line is sealed by the log's key, so that nobody else can have lines written. The file has two
 halves: while the lines of one are written, new ones go to the other.
 """
@@ -199,32 +199,31 @@ def _read(descriptor: int, file: Path) -> tuple[bytes, bytes] | None:
     return data[:HALF_BYTES], data[HALF_BYTES:]
 
 
-def _has_line(half: bytes) -> bool:
-    """Whether a half has a record that is not done, whoever has sealed it."""
-    start = 0
-    while start + _HEAD.size <= len(half):
-        length, sealed = _HEAD.unpack_from(half, start)
-        if sealed != _DONE:
-            return True
-        if not length:
-            return False
-        start += _HEAD.size + length
-    return False
-
-
 def _tell_unread(file: Path, reason: str | None) -> None:
     logger.error("lines of a killed process stay in %s: %s", file, reason)
 
 
 def _lines(half: bytes, name: bytes, seal: Seal) -> Iterator[bytes]:
+    """The lines that are not done, to the first one that is not sealed with the key."""
+    for sealed, line in _records(half):
+        if not hmac.compare_digest(seal(name + line), sealed):
+            return
+        yield line
+
+
+def _has_line(half: bytes) -> bool:
+    """Whether a half has a line that is not done, whoever has sealed it."""
+    return next(_records(half), None) is not None
+
+
+def _records(half: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The seals and lines that are not done."""
     start = 0
     while start + _HEAD.size <= len(half):
         length, sealed = _HEAD.unpack_from(half, start)
         start += _HEAD.size
-        line = half[start : start + length]
-        start += length
-        if length and sealed == _DONE:
-            continue
-        if not length or not hmac.compare_digest(seal(name + line), sealed):
+        if sealed != _DONE:
+            yield sealed, half[start : start + length]
+        elif not length:
             return
-        yield line
+        start += length

@@ -215,7 +215,7 @@ class _Check:
             )
         elif event == RECOVERED:
             report.notes.append(
-                f"{where}: the {entry.get('lines')} lines before it are of a killed process"
+                f"{where}: the {entry.get('lines')} lines before it are of a process that was gone"
             )
         elif event == LOST:
             report.notes.append(f"{where}: {entry.get('lines')} lines had no room before it")

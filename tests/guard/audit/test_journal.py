@@ -167,7 +167,7 @@ def test_lines_that_were_written_before_the_kill_are_not_written_again(tmp_path:
     assert [each["lines"] for each in after if each.get("event") == RECOVERED] == [1]
     report = checked(path)
     assert report.faults == [] and list(tmp_path.glob("*.journal-*")) == []
-    assert any("1 lines before it are of a killed process" in note for note in report.notes)
+    assert any("1 lines before it are of a process that was gone" in note for note in report.notes)
 
 
 def test_lines_that_somebody_else_has_sealed_are_not_written(
