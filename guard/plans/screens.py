@@ -118,6 +118,7 @@ class TextPlan:
     watching: frozenset[str] = frozenset()
     """Guards that run for the shadow alone."""
     joined: Callable[[tuple[PatternSet, ...]], PatternSet] = PatternSet.joined
+    """Makes one list of several."""
 
     @property
     def active(self) -> bool:
@@ -222,7 +223,7 @@ class TextPlans:
         if artifacts["text"]:
             self._load_heads(artifacts["text"], load_encoder)
         self._lists = self._patterns(config.patterns)
-        # shared by all plans to come: what a set learns of texts takes megabytes
+        # shared by all plans to come: a set takes time to make, and megabytes once it has read
         self._joined = lru_cache(maxsize=16)(PatternSet.joined)
         self.images = self._load_images(config, artifacts["pixels"])
         self._config = config

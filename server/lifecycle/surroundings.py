@@ -19,7 +19,7 @@ from server.observe.tracing import Tracing, tracing_of
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Each is None where the configuration has none of it."""
+    """`audit`, `replicas`, `directory` and `keys` are None where the configuration has none."""
 
     metrics: Metrics
     audit: AuditLog | None

@@ -59,7 +59,7 @@ def test_actions_come_from_the_screen_then_the_policy(tmp_path: Path) -> None:
 
 
 def test_policies_that_change_share_their_lists(tmp_path: Path) -> None:
-    """What a set of lists learns of texts is megabytes, which each change would cost anew."""
+    """A set of lists takes time to make, and megabytes once it has read texts."""
     plans = _plans(tmp_path, BASE + '[policies.q]\nguards = ["mine"]\n')
     (tmp_path / "changed.toml").write_text(BASE + 'action = "flag"\n')
     changed = plans.under(load_config(tmp_path / "changed.toml"))

@@ -17,16 +17,8 @@ from classifiers.text.patterns.recognizers.people import numbering_plans
 _NAMES: Final = (
     *("tel", "telephone", "phone", "cellphone", "mobile", "cell", "fax", "call", "dial", "ring"),
     *("callback", "hotline", "whatsapp", "sms", "text me at", "reach me", "contact number"),
-    *(
-        "contact no",
-        "homephone",
-        "workphone",
-        "mobilephone",
-        "msisdn",
-        "on signal",
-        "via signal",
-        "signal number",
-    ),
+    *("contact no", "homephone", "workphone", "mobilephone", "msisdn"),
+    *("on signal", "via signal", "signal number"),
     *("telefon", "handy", "mobil", "rufnummer", "durchwahl", "festnetz", "rückruf", "ruf mich"),
     *("téléphone", "portable", "appelez", "joindre au", "teléfono", "telefone", "móvil"),
     *("celular", "llámame", "llamar al", "telemóvel", "ligue", "telefono", "cellulare"),
