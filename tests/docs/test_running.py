@@ -31,7 +31,15 @@ CHANGES = (
     (
         "[policies.harry-potter]\n",
         '[[guards]]\nname = "knife-irece"\n'
-        'artifact = "examples/emoji/fitted/knife-irece.safetensors"\n\n[policies.harry-potter]\n',
+        'artifact = "examples/emoji/fitted/knife-irece.safetensors"\n\n'
+        # the guard that a page has made, and a model that it has added: by their names alone
+        '[policies.books]\nguards = ["harry-potter"]\naction = "steer"\n\n'
+        "[policies.harry-potter]\n",
+    ),
+    (
+        '[[models]]\nname = "emoji"\n',
+        '[[models]]\nname = "qwen-0.5b"\nsource = "smollm2"\ntool_parser = "json"\n\n'
+        '[[models]]\nname = "emoji"\n',
     ),
 )
 BY_PAGE = [
@@ -81,18 +89,19 @@ def _given(page: str) -> dict[str, Any]:
         # diffusers loads a class of another package where that is imported: `load_pipeline` does it
         importlib.import_module("steering.engines.diffusion.patch_autoencoder")
         return {"path": add_model("emoji").path}
-    if page != "docs/serving.md":
+    if page not in ("docs/fitting.md", "docs/serving.md"):
         return {}
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = add_model("smollm2").path
+    path, prompt = add_model("smollm2").path, "Which school does Harry Potter go to?"
+    tokenizer = AutoTokenizer.from_pretrained(path)
     return {
         "base64": base64,
         "guard": guard,
         "learned": np.full((1, 384), 0.01, np.float32),
         "model": AutoModelForCausalLM.from_pretrained(path),
-        "tokenizer": AutoTokenizer.from_pretrained(path),
-        "prompt": "Which school does Harry Potter go to?",
+        "tokenizer": tokenizer,
+        "prompt": tokenizer(prompt, return_tensors="pt") if page == "docs/fitting.md" else prompt,
     }
 
 
