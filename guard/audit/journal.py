@@ -16,6 +16,7 @@ import mmap
 import os
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -80,13 +81,14 @@ class Journal:
         self._lock = threading.Lock()
         self._halves: list[Half] = []
         self._file: Path | None = None
-        self._descriptor = self._process = -1
+        self._descriptor, self._begun = -1, False
+        _journals.add(self)
 
     def put(self, line: bytes) -> Place | None:
         """Keep a line until it is `done`; gives its place, or None where there is no room."""
         with self._lock:
-            if self._process != os.getpid():  # a process that was forked has a journal of its own
-                self._process = os.getpid()
+            if not self._begun:
+                self._begun = True
                 self._open()
             if self._file is None:
                 return None
@@ -107,14 +109,14 @@ class Journal:
     def close(self) -> None:
         """Delete the file, unless lines wait in it; nothing is kept from now on."""
         with self._lock:
-            if self._file is not None and self._process == os.getpid():
+            if self._file is not None:
                 if any(half.waiting for half in self._halves):
                     logger.warning("lines of the audit log wait in %s", self._file)
                 else:
                     with suppress(OSError):
                         self._file.unlink()
                 self._let_go()
-            self._halves, self._file, self._process = [], None, os.getpid()
+            self._begun = True
 
     def _let_go(self) -> None:
         """Leave the file to whoever comes next."""
@@ -122,6 +124,15 @@ class Journal:
             half.memory.release()
         self._map.close()  # it has a descriptor of its own, which holds the lock
         os.close(self._descriptor)
+        self._halves, self._file = [], None
+
+    def _forked(self) -> None:
+        """In a child: a journal of its own, with its first line."""
+        self._lock = threading.Lock()
+        if self._file is not None:
+            # the child would hold the lock for as long as it lives, after its parent is killed
+            self._let_go()
+        self._begun = False
 
     def _open(self) -> None:
         self._halves, self._file = [], None
@@ -147,6 +158,34 @@ class Journal:
         self._file, self._descriptor = file, descriptor
         with memoryview(self._map) as mapped:
             self._halves = [Half(mapped[:HALF_BYTES]), Half(mapped[HALF_BYTES:])]
+
+
+_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+_held: list[Journal] = []
+_forking = threading.Lock()
+
+
+def _before_fork() -> None:
+    # no thread is in the middle of a record, whose memory the child could then not let go
+    _forking.acquire()
+    _held.extend(_journals)
+    for journal in _held:
+        journal._lock.acquire()
+
+
+def _in_parent() -> None:
+    while _held:
+        _held.pop()._lock.release()
+    _forking.release()
+
+
+def _in_child() -> None:
+    while _held:
+        _held.pop()._forked()
+    _forking.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
 
 
 def left_by_killed(path: Path, seal: Seal) -> Iterator[tuple[Path, list[bytes]]]:

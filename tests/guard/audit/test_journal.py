@@ -39,7 +39,6 @@ def journal(path: Path) -> Iterator[Journal]:
 def killed(journal: Journal) -> None:
     """What a kill does: the lock is gone, the file stays."""
     journal._let_go()
-    journal._file, journal._halves = None, []
 
 
 def left(path: Path, seal: Seal = SEAL) -> list[list[bytes]]:
@@ -106,19 +105,32 @@ def test_what_does_not_fit_has_no_place(
     assert left(path) == [LINES[:2]]
 
 
-def test_a_forked_process_has_a_journal_of_its_own(
-    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+def test_a_forked_process_has_a_journal_of_its_own_and_holds_no_other(
+    path: Path, journal: Journal
 ) -> None:
     journal.put(LINES[0])
     (first,) = path.parent.iterdir()
-    forked = os.getpid() + 1
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "getpid", lambda: forked)
-        place = journal.put(LINES[1])
+    ready, tell = os.pipe()
+    wait, end = os.pipe()
+    if not (child := os.fork()):
+        try:
+            os.write(tell, b"1" if journal.put(LINES[1]) is not None else b"0")
+            os.close(end)
+            os.read(wait, 1)
+        finally:
+            os._exit(0)
+    try:
+        assert os.read(ready, 1) == b"1"
         assert len(list(path.parent.iterdir())) == 2
-        journal.done(place)
-        journal.close()
-    assert list(path.parent.iterdir()) == [first]
+        assert left(path) == []
+        killed(journal)  # the child lives on
+        assert list(left_by_killed(path, SEAL)) == [(first, LINES[:1])]
+    finally:
+        os.write(end, b"1")
+        os.waitpid(child, 0)
+        for descriptor in (ready, tell, wait, end):
+            os.close(descriptor)
+    assert sorted(left(path)) == [LINES[:1], LINES[1:2]]
 
 
 def test_a_record_that_was_cut_short_is_no_line(path: Path, journal: Journal) -> None:

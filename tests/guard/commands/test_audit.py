@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from guard.audit.journal import Journal
@@ -61,8 +60,7 @@ def test_an_erasure_says_that_lines_of_a_killed_process_come_behind_it(tmp_path:
     alive = run("audit", "erase", path, "--tenant", "acme")
     assert alive.exit_code == 0 and alive.output == f"{path}: erased in 1 lines\n"
     (file,) = tmp_path.glob("*.journal-*")
-    os.close(journal._descriptor)
-    journal._file, journal._halves = None, []  # as a kill leaves it
+    journal._let_go()  # as a kill leaves it
     left = run("audit", "erase", path, "--tenant", "acme")
     assert left.exit_code == 1 and f"{file}: has lines of a process" in left.output
     with opened(tmp_path):
