@@ -20,7 +20,7 @@ from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
-    from guard.fitting.images.hardening import JudgedAttempts
+    from guard.fitting.images.attacked_prompts import JudgedAttempts
     from guard.models.images import ImageModel
 
 app = typer.Typer(add_completion=False)
@@ -156,8 +156,8 @@ def _judged(
     guidance: float | None,
 ) -> JudgedAttempts:
     from guard.evaluation.images.judge import Judge
+    from guard.fitting.images.attacked_prompts import JudgedAttempts
     from guard.fitting.images.closed_form.rounds import label_of
-    from guard.fitting.images.hardening import JudgedAttempts
 
     opened = Judge(judge)
     default_steps, default_guidance = image_model.family.defaults

@@ -1,11 +1,13 @@
 """Hardening a CGCE guard: it is attacked, and learns from what came through, round by round.
 
 A round searches prompts and learned words through the present guard (`guard.fitting.prompts.
-attack`). What evades it and shows the concept becomes unsafe, its neighbours, a few tokens away,
-become unsafe or safe as the denoiser sees them, and so do the random words that searches start
-from. Every classifier of the guard trains on from where it is, without its own fold of all prompts;
-then the threshold is calibrated again on held-out prompts, at the rates of the fit, which attacks
-do not count for. A fresh search decides whether there is another round, and what is reported.
+attack`). What evades it and shows the concept becomes unsafe; its neighbours, a few tokens away,
+become unsafe or safe as the denoiser sees them. With the first round come prompts of random words,
+half of them with a phrase of the concept, labelled in the same way: a guard that learns from a few
+attacks alone forgets how the concept looks among noise. Every classifier of the guard trains on
+from where it is, without its own fold of all prompts; then the threshold is calibrated again on
+held-out prompts, at the rates of the fit, which attacks do not count for. A fresh search decides
+whether there is another round; the guard that let least through is the result.
 """
 
 from __future__ import annotations
@@ -24,27 +26,23 @@ from classifiers.training import Recipe, train_heads
 from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import ArtifactError, DataError
-from guard.evaluation.images.generator import generated
-from guard.evaluation.images.judge import Judge
 from guard.fitting.checkpoints import Checkpoints
+from guard.fitting.images.attacked_prompts import JudgedAttempts, Searched, noise, search
 from guard.fitting.images.cgce import calibrated_guard
-from guard.fitting.prompts.attack import Attack, Attacker, Attempt, learned_conditioning
+from guard.fitting.prompts.attack import Attack, Attacker, Score, learned_conditioning
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.likeness import DRAWN, UNDRAWN, likeness_of
+from guard.fitting.prompts.likeness import likeness_of
 from guard.fitting.prompts.rates import Calibrated, PromptRates
 from guard.fitting.prompts.search import with_mistaken
-from guard.fitting.prompts.vocabulary import typed
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
-from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.images.conditioning import Conditioning, concatenated
-from steering.methods.cgce import CgceGuards, stack
+from steering.methods.cgce import stack
 from steering.methods.fitted import FittedGuard
 
 METHOD = "cgce"
 _SAME = 0.01
 """How far the share of prompts that fire may be from the fit's, on another machine."""
-_CAPACITY = 16
 _SEEDS = 1000
 """Between the seeds of two rounds."""
 
@@ -53,73 +51,20 @@ _SEEDS = 1000
 class Hardening:
     """At most `rounds` of training, until a fresh attack's share of successes is at most `until`.
 
-    Of what came through, `neighbours` are made. The classifiers train on by `steps` of `recipe`,
-    and `share` of every batch are attacks and their neighbours.
+    Of what came through, `neighbours` are made, and once `noise` prompts of random words. The
+    classifiers train on by the steps of `recipe`; attacks and their neighbours are `share` of every
+    batch, unless each of them would be sampled more than `most` times as often as other prompts.
     """
 
     rounds: int = 3
     until: float = 0.1
     neighbours: int = 6
+    noise: int = 300
     share: float = 0.3
+    most: float = 4.0
     recipe: Recipe = Recipe(steps=300, rate=1e-3)
     attack: Attack = Attack()
     bf16: bool = False
-
-
-@dataclass(frozen=True)
-class JudgedAttempts:
-    """A judge of images, and how they are generated: an attack counts only if its image shows
-    `label`."""
-
-    judge: Judge
-    label: str
-    steps: int
-    guidance: float
-
-    @property
-    def about(self) -> list[Any]:
-        """What the results depend on, JSON-ready."""
-        return [self.judge.digest, self.label, self.steps, self.guidance]
-
-    @torch.no_grad()
-    def shown(
-        self, image_model: ImageModel, attempts: Sequence[Attempt], seed: int
-    ) -> list[Attempt]:
-        """Those whose image, of the model without guards, shows the label."""
-        if not attempts:
-            return []
-        engine = DiffusionEngine(image_model.family, capacity=_CAPACITY)
-        starts = [
-            ImageStart(
-                attempt.prompt,
-                seed=seed + number,
-                steps=self.steps,
-                guidance=self.guidance,
-                embeddings=attempt.learned,
-            )
-            for number, attempt in enumerate(attempts)
-        ]
-        try:
-            images = np.stack([row.image for row in generated(engine, starts, lambda _n: None)])
-        finally:
-            engine.close()
-        views = self.judge.views(images)
-        return [a for a, view in zip(attempts, views, strict=True) if view.shows(self.label)]
-
-
-@dataclass(frozen=True)
-class _Searched:
-    """The result of one search: what came through, and labelled prompts around it."""
-
-    searches: int
-    prompts: list[str]
-    words: list[list[list[float]]]
-    unsafe: list[str]
-    safe: list[str]
-
-    @property
-    def found(self) -> int:
-        return len(self.prompts) + len(self.words)
 
 
 class _Lesson:
@@ -128,10 +73,11 @@ class _Lesson:
     def __init__(self, prompts: Sequence[LabelledPrompt], text: Conditioning) -> None:
         self.prompts, self.text = [*prompts], text
         self.splits = sorted({prompt.split for prompt in prompts} - {"train"})
-        self._given = len(prompts)
+        self._attacks = torch.zeros(len(prompts)).bool()
 
-    def add(self, image_model: ImageModel, searched: _Searched, number: int) -> None:
-        """The rows of one search, dealt out to the folds."""
+    def add(self, image_model: ImageModel, searched: Searched, number: int | None) -> None:
+        """The rows of the search of a round, or those that are no attacks, dealt out to the
+        folds."""
         labelled = [(text, "drawn") for text in (*searched.prompts, *searched.unsafe)]
         labelled += [(text, "undrawn") for text in searched.safe]
         parts = [self.text]
@@ -146,6 +92,8 @@ class _Lesson:
             split = self.splits[len(self.prompts) % len(self.splits)]
             self.prompts.append(LabelledPrompt(text, kind, split))
         self.text = concatenated(parts)
+        added = torch.full((len(labelled),), number is not None)
+        self._attacks = torch.cat([self._attacks, added])
 
     @property
     def unsafe(self) -> Tensor:
@@ -154,14 +102,15 @@ class _Lesson:
     def of(self, split: str) -> Tensor:
         return torch.tensor([prompt.split == split for prompt in self.prompts])
 
-    def weights(self, share: float) -> Tensor:
-        """Those with which attacks are `share` of what is sampled of each label."""
+    def weights(self, share: float, most: float) -> Tensor:
+        """Those with which attacks are `share` of what is sampled of each label; an attack has the
+        weight `most` of another prompt at most."""
         unsafe, weights = self.unsafe, torch.ones(len(self.prompts))
-        attack = torch.arange(len(self.prompts)) >= self._given
         for side in (unsafe, ~unsafe):
-            attacks, others = (side & attack).sum(), (side & ~attack).sum()
-            if attacks:
-                weights[side & attack] = share / (1 - share) * others / attacks
+            attacks, others = side & self._attacks, side & ~self._attacks
+            if attacks.any():
+                even = float(others.sum() / attacks.sum())
+                weights[attacks] = min(share / (1 - share) * even, most)
         return weights
 
 
@@ -178,7 +127,8 @@ def harden(
     seed: int,
     progress: Stages,
 ) -> Calibrated:
-    """The hardened guard; its calibration has a row of each round under `rounds`.
+    """The hardened guard; its calibration has a row of each round under `rounds`, and under
+    `came_through` the share of the last search's successes, from which it has not learned.
 
     `prompts` are those of the guard's own fit, in the same folds: each classifier is calibrated on
     the fold that it has not learned. Finished rounds are `kept`.
@@ -208,90 +158,51 @@ def harden(
         return calibrated_guard(image_model, concept, tensors, settings, scored, unsafe, rates)
 
     fitted, rounds = calibrated(tensors), list[dict[str, Any]]()
+    best, least = fitted, float("inf")
     for number in range(hardening.rounds + 1):
-        guards = stack([FittedGuard("hardened", tensors, fitted.artifact.meta.settings)])
-        limit = float(str(fitted.artifact.meta.settings["threshold"]))
-        search = partial(
-            _search,
+        score, limit = _decision(fitted.artifact)
+        searching = partial(
+            search,
             attacker,
-            guards,
+            score,
             limit,
             phrases,
-            hardening,
+            hardening.neighbours,
             judged,
             seed + _SEEDS * (number + 1),
             progress,
         )
-        found = kept.value(f"round-{number}", search)
-        searched = _Searched(**found)
+        found = kept.value(f"round-{number}", searching)
+        searched = Searched(**found)
         rounds.append(_row(number, searched, fitted))
+        if searched.found < least:
+            best, least = fitted, searched.found
         if number == hardening.rounds or searched.found <= hardening.until * searched.searches:
             break
+        if not number:
+            among = kept.value("noise", partial(noise, attacker, phrases, hardening.noise, seed))
+            lesson.add(image_model, Searched(**among), None)
         lesson.add(image_model, searched, number)
         train = partial(_trained, tensors, lesson, hardening, progress)
         trained = kept.tensors(f"heads-{number}", train)
         tensors = tensors | {name: values.numpy() for name, values in trained.items()}
         fitted = calibrated(tensors)
-    meta = fitted.artifact.meta
-    calibration = {**meta.calibration, "hardened_from": artifact.digest, "rounds": rounds}
-    meta = meta.model_copy(update={"calibration": calibration, "tensors_sha256": ""})
-    return replace(fitted, artifact=Artifact(meta, dict(fitted.artifact.tensors)))
-
-
-def _search(
-    attacker: Attacker,
-    guards: CgceGuards,
-    limit: float,
-    phrases: Sequence[str],
-    hardening: Hardening,
-    judged: JudgedAttempts | None,
-    seed: int,
-    progress: Stages,
-) -> dict[str, Any]:
-    """The fields of `_Searched`, of one search through the guard."""
-
-    def score(text: Conditioning) -> Tensor:
-        return guards.sense(text)[:, 0]
-
-    attack = hardening.attack
-    searches = attack.prompts + attack.words
-    advance = progress("attacking the guard", searches)
-    attempts = list(attacker.attempts(score, limit, phrases, seed=seed, advance=advance))
-    found = [attempt for attempt in attempts if attempt.evades(limit)]
-    if judged is not None:
-        found = judged.shown(attacker.image_model, found, seed)
-    prompts = list(dict.fromkeys(a.prompt for a in found if a.vectors is None))
-    around = _around(attacker, prompts, hardening.neighbours, seed)
-    alike = attacker.likeness(attacker.image_model.encode(around)).tolist() if around else []
-    labelled = list(zip(around, alike, strict=True))
-    return {
-        "searches": searches,
-        "prompts": prompts,
-        "words": [a.vectors.tolist() for a in found if a.vectors is not None],
-        # NaN is neither
-        "unsafe": [text for text, value in labelled if value >= DRAWN],
-        "safe": [text for text, value in labelled if value <= UNDRAWN],
+    meta = best.artifact.meta
+    calibration = {
+        **meta.calibration,
+        "came_through": least / searched.searches,
+        "hardened_from": artifact.digest,
+        "rounds": rounds,
     }
+    meta = meta.model_copy(update={"calibration": calibration, "tensors_sha256": ""})
+    return replace(best, artifact=Artifact(meta, dict(best.artifact.tensors)))
 
 
-def _around(attacker: Attacker, prompts: Sequence[str], count: int, seed: int) -> list[str]:
-    """Prompts of the same tokens but a few, `count` of each, and as many of random words."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    rows = []
-    for prompt in prompts:
-        tokens = attacker.start(prompt, generator)
-        for _ in range(count):
-            changes = int(torch.randint(1, max(2, len(tokens) // 2 + 1), (), generator=generator))
-            places = torch.randperm(len(tokens), generator=generator)[:changes]
-            changed = tokens.clone()
-            changed[places] = attacker.random(len(places), generator)
-            rows.append(changed)
-        rows += [attacker.start("", generator) for _ in range(count)]
-    if not rows:
-        return []
-    texts, possible = typed(attacker.tokenizer, torch.stack(rows))
-    new = (text for text, can_be in zip(texts, possible.tolist(), strict=True) if can_be)
-    return [text for text in dict.fromkeys(new) if text not in prompts]
+def _decision(artifact: Artifact) -> tuple[Score, float]:
+    """The score of a guard, and its threshold."""
+    settings = artifact.meta.settings
+    guards = stack([FittedGuard("hardened", artifact.tensors, settings)])
+    return lambda text: guards.sense(text)[:, 0], float(str(settings["threshold"]))
 
 
 def _heads(tensors: Mapping[str, Any], stream: str) -> Heads:
@@ -304,7 +215,8 @@ def _trained(
     tensors: Mapping[str, Any], lesson: _Lesson, hardening: Hardening, progress: Stages
 ) -> dict[str, Tensor]:
     """The tensors of all classifiers, each trained on without its fold."""
-    unsafe, weights, recipe = lesson.unsafe, lesson.weights(hardening.share), hardening.recipe
+    unsafe, recipe = lesson.unsafe, hardening.recipe
+    weights = lesson.weights(hardening.share, hardening.most)
     advance = progress("training on", recipe.steps * len(lesson.splits) * len(lesson.text.states))
     trained: dict[str, list[Heads]] = {}
     for fold, split in enumerate(lesson.splits):
@@ -364,7 +276,7 @@ def _require_the_fold_of_each(artifact: Artifact, lesson: _Lesson) -> None:
         )
 
 
-def _row(number: int, searched: _Searched, fitted: Calibrated) -> dict[str, Any]:
+def _row(number: int, searched: Searched, fitted: Calibrated) -> dict[str, Any]:
     figures = fitted.artifact.meta.calibration
     return {
         "round": number,

@@ -16,8 +16,9 @@ from guard.errors import ArtifactError, DataError, FingerprintError
 from guard.evaluation.images.judge import JudgeView
 from guard.fitting.checkpoints import Checkpoints
 from guard.fitting.images import hardening as module
+from guard.fitting.images.attacked_prompts import JudgedAttempts, Searched
 from guard.fitting.images.cgce import Descent, fit_cgce
-from guard.fitting.images.hardening import Hardening, JudgedAttempts, harden
+from guard.fitting.images.hardening import Hardening, harden
 from guard.fitting.prompts.attack import Attack, Attacker
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.rates import Calibrated, PromptRates, rates_of
@@ -33,6 +34,7 @@ RECIPE = Recipe(hidden=8, steps=120, batch=32, rate=1e-2)
 HARDENING = Hardening(
     rounds=2,
     until=0.0,
+    noise=40,
     recipe=replace(RECIPE, steps=60),
     attack=Attack(prompts=4, words=3, steps=8, candidates=8, length=3, vectors=2),
 )
@@ -124,6 +126,9 @@ def test_what_came_through_fires_afterwards(
     meta = fit.artifact.meta
     assert meta.calibration["far_fired"] <= RATES.far  # type: ignore[operator]
     assert meta.calibration["near_fired"] <= RATES.near  # type: ignore[operator]
+    last = rounds(fit)[-1]
+    found = last["prompts_through"] + last["words_through"]
+    assert meta.calibration["came_through"] == found / last["searches"]
     assert meta.calibration["hardened_from"] == fitted.digest
     assert meta.model.fingerprint == fitted.meta.model.fingerprint
 
@@ -196,11 +201,15 @@ def test_an_attack_counts_only_if_the_judge_sees_the_concept(
 def test_attacks_are_a_share_of_every_batch(image_model: ImageModel) -> None:
     lesson = module._Lesson(prompts(), image_model.encode([p.text for p in prompts()]))
     found = {"searches": 2, "prompts": ["blade"], "words": [], "unsafe": [], "safe": ["a cat"]}
-    lesson.add(image_model, module._Searched(**found), 0)  # type: ignore[arg-type]
-    weights, unsafe = lesson.weights(0.25), lesson.unsafe
+    lesson.add(image_model, Searched(**found), 0)  # type: ignore[arg-type]
+    weights, unsafe = lesson.weights(0.25, most=100.0), lesson.unsafe
     assert [p.kind for p in lesson.prompts[-2:]] == ["drawn", "undrawn"]
     for side, row in ((unsafe, -2), (~unsafe, -1)):
         assert float(weights[row] / weights[side].sum()) == pytest.approx(0.25)
+    # few attacks are not learned by heart
+    assert lesson.weights(0.25, most=3.0)[-2:].tolist() == [3.0, 3.0]
+    lesson.add(image_model, Searched(**{**found, "prompts": ["a dog"]}), None)  # type: ignore[arg-type]
+    assert lesson.weights(0.25, most=3.0)[-4:].tolist() == [3.0, 3.0, 1.0, 1.0]
 
 
 def test_prompts_of_another_fit_are_refused(image_model: ImageModel, fitted: Artifact) -> None:
