@@ -39,6 +39,7 @@ ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 EVERY = 3
 """Steps between two checkpoints."""
+FALLING = 0.3
 BATCHES = 12
 """Of each kind, in one step of the natural gradient."""
 
@@ -48,9 +49,9 @@ class Eraser:
     """What is trained, by which loss (None: natural gradient), and for how many steps.
 
     `until`: training ends where what the loss reports has reached it. `clip` is the longest that a
-    gradient may be. With a `penalty` α the steps
-    are those of plain proximal gradients, with α Σ sqrt(|A|² + |B|²) over decoder layers: Adam's,
-    of the same size for every layer, would choose none.
+    gradient may be. With a `penalty` α the steps are those of plain proximal gradients, with
+    α Σ sqrt(|A|² + |B|²) over decoder layers: Adam's, of the same size for every layer, would
+    choose none. At a bound such steps go to and fro, so that the last ones become shorter.
     """
 
     loss: Loss | None
@@ -69,6 +70,11 @@ class Eraser:
         if self.penalty:
             return torch.optim.SGD(parameters, lr=self.rate)
         return torch.optim.AdamW(parameters, lr=self.rate, weight_decay=0.0)
+
+    def rate_at(self, step: int) -> float:
+        """With a penalty it falls to zero over the last share `FALLING` of the steps."""
+        left = (self.steps - step) / (FALLING * self.steps)
+        return self.rate * min(1.0, left) if self.penalty else self.rate
 
 
 ERASERS = {
@@ -124,13 +130,15 @@ def _run(
             forget, retain = zip(*batches, strict=True)
             figure = natural_gradient.step(model, differences, forget, retain, eraser.rate)
         else:
+            for group in optimizer.param_groups:
+                group["lr"] = eraser.rate_at(step)
             loss, figure = eraser.loss(model, *data.batches(step, eraser.rows))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(differences.module.parameters(), eraser.clip)
             optimizer.step()
         if eraser.penalty:
-            differences.shrink(eraser.rate * eraser.penalty)
+            differences.shrink(eraser.rate_at(step) * eraser.penalty)
         zero = f"  {len(differences.silent())} layers zero" if eraser.penalty else ""
         print(f"{step:3d}  {figure:8.3f}  {time.process_time() - started:6.0f} s{zero}", flush=True)
         over = eraser.until is not None and figure >= eraser.until

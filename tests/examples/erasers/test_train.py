@@ -193,6 +193,15 @@ def test_a_penalty_leaves_the_layers_that_forget(
     assert free.silent() == [] and most < least - 0.3
 
 
+def test_the_last_steps_with_a_penalty_become_shorter() -> None:
+    with_penalty = eraser(bounded_forgetting.loss, 2, steps=20, rate=5.0, penalty=0.1)
+    rates = [with_penalty.rate_at(step) for step in range(20)]
+    assert rates[:15] == [5.0] * 15 and rates[19] == pytest.approx(5.0 / 6.0)
+    assert rates[14:] == sorted(rates[14:], reverse=True) and min(rates) > 0.0
+    without = eraser(gradient_ascent.loss, 2, steps=20, rate=5.0)
+    assert without.rate_at(19) == 5.0
+
+
 def test_shrinking_is_the_proximal_step_of_the_norm() -> None:
     differences = Differences(tiny_model(), ("q_proj", "down_proj"), range(0, 3), 2)
     with torch.no_grad():
