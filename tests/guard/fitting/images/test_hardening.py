@@ -31,12 +31,12 @@ from tests.guard.fitting.prompts.test_search import CONCEPT
 from tests.server.tiny_pipeline import save_pipeline
 
 RATES = PromptRates(0.1, 0.1)
-RECIPE = Recipe(hidden=8, steps=120, batch=32, rate=1e-2)
+RECIPE = Recipe(hidden=8, steps=80, batch=32, rate=1e-2)
 HARDENING = Hardening(
     rounds=2,
     until=0.0,
     noise=40,
-    recipe=replace(RECIPE, steps=60),
+    recipe=replace(RECIPE, steps=40),
     attack=Attack(prompts=4, words=3, steps=8, candidates=8, length=3, vectors=2),
 )
 
@@ -54,7 +54,7 @@ def prompts() -> list[LabelledPrompt]:
         LabelledPrompt(
             f"{word} x{i}", kind, f"fold {i % 2}", f"cat x{i}" if kind == "unsafe" else ""
         )
-        for i in range(80)
+        for i in range(48)
         for kind, word in words.items()
     ]
 
