@@ -77,7 +77,7 @@ class Words(_Entry):
     typos: bool = False
 
     @model_validator(mode="after")
-    def _bounded(self) -> Words:
+    def _sound(self) -> Words:
         if self.typos and not self.whole:
             raise ValueError("typos = true is for whole words: leave out whole = false")
         return self
