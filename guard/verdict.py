@@ -57,6 +57,16 @@ def gravest(outcomes: Iterable[Outcome]) -> Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """A kind of text that patterns have found: their label, the largest confidence of it, and the
+    ISO 3166 code of the country that issues it, where that is known."""
+
+    kind: str
+    confidence: float
+    country: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class GuardVerdict:
     """One guard on one request.
 
@@ -67,7 +77,8 @@ class GuardVerdict:
     a guard of a language model it counts how often the answer went back. A guard of latents also
     has the share of the image that it has written (`area`) and the height of the evidence's maximum
     in deviations (`peak`). `place` is where a screen of text had its highest score
-    ("messages[1].content", "choices[0]"). `error` says why the guard could not be applied.
+    ("messages[1].content", "choices[0]"), and `findings` are the kinds that its patterns have
+    found anywhere, each once. `error` says why the guard could not be applied.
     """
 
     guard: str
@@ -84,6 +95,15 @@ class GuardVerdict:
     area: float | None = None
     peak: float | None = None
     place: str | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON-ready form."""
+        body = {name: getattr(self, name) for name in _GUARD}
+        body["findings"] = [
+            {name: getattr(finding, name) for name in _FINDING} for finding in self.findings
+        ]
+        return body
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +124,7 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """The JSON-ready form: the `guard` object of a response and the body of an audit line."""
         body = {name: getattr(self, name) for name in _VERDICT}
-        body["guards"] = [{name: getattr(guard, name) for name in _GUARD} for guard in self.guards]
+        body["guards"] = [guard.as_dict() for guard in self.guards]
         body["unscreened"] = list(self.unscreened)
         return body
 
@@ -128,6 +148,7 @@ def shown(verdict: Mapping[str, Any], detail: VerdictDetail) -> dict[str, Any] |
 
 
 # `asdict` copies deeply, which takes ten times as long, and every request needs this three times
+_FINDING = tuple(field.name for field in fields(Finding))
 _GUARD = tuple(field.name for field in fields(GuardVerdict))
 _VERDICT = tuple(field.name for field in fields(Verdict))
 _OUTCOME = ("request_id", "policy", "outcome")

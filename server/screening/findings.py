@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from guard.plans.screens import Screen, TextPlan, TextScreen
-from guard.verdict import OUTCOMES, GuardVerdict, Outcome, gravest
+from guard.verdict import OUTCOMES, Finding, GuardVerdict, Outcome, gravest
 from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.spans import Span
+
+_MOST_FINDINGS = 16
+"""Of a guard in a verdict: a list of the user's own may have any number of labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,14 @@ class _Best:
     place: str
     fired: bool = False
     action: str = "none"
+    found: dict[tuple[str, str | None], float] = field(default_factory=dict)
+    """The largest confidence of each kind and country: a stream reads its texts many times."""
+
+    def add(self, spans: Iterable[Span]) -> None:
+        for span in spans:
+            key = (span.label, span.country)
+            if key in self.found or len(self.found) < _MOST_FINDINGS:
+                self.found[key] = max(self.found.get(key, 0.0), span.confidence)
 
 
 @dataclass(slots=True)
@@ -77,13 +88,14 @@ class Findings:
         for result in results:
             screen = result.screen
             best = self._best.get(screen.name)
-            if best is not None and not result.fired and result.score <= best.score:
+            if best is None:
+                best = self._best[screen.name] = _Best(result.score, place)
+            elif not result.fired and result.score <= best.score:
                 continue  # as most texts
-            if best is None or (result.fired, result.score) > (best.fired, best.score):
-                action = best.action if best else "none"
-                best = _Best(result.score, place, result.fired, action)
-                self._best[screen.name] = best
+            if (result.fired, result.score) > (best.fired, best.score):
+                best.score, best.place, best.fired = result.score, place, result.fired
             if result.fired:
+                best.add(result.spans)
                 best.action = done = screen.done(in_response=in_response)
                 self._outcomes.add(OUTCOMES[done])
                 if done not in {"flag", "observe"}:
@@ -125,6 +137,10 @@ class Findings:
             action=best.action if best else "none",
             place=best.place if best else None,
             error=self._error,
+            findings=tuple(
+                Finding(kind=kind, confidence=confidence, country=country)
+                for (kind, country), confidence in (best.found.items() if best else ())
+            ),
         )
 
 
@@ -146,7 +162,7 @@ def merge_spans(spans: Iterable[Span]) -> list[Span]:
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
         if merged and span.start < merged[-1].end:
             last = merged.pop()
-            merged.append(Span(last.start, max(last.end, span.end), last.label))
+            merged.append(replace(last, end=max(last.end, span.end)))
         else:
             merged.append(span)
     return merged

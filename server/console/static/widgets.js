@@ -60,7 +60,7 @@ export function meter(guard) {
 /** What a guard is for, and what it has done. */
 export function effect(guard) {
   const facts = [guard.fired && `did: ${guard.action}`, guard.position != null && (guard.position ? `at ${guard.area == null ? "token or step" : "step"} ${guard.position}` : "on the prompt"),
-    guard.place && `in ${guard.place}`, guard.area != null && `on ${Math.round(100 * guard.area)} % of the image`,
+    guard.place && `in ${guard.place}`, ...(guard.findings ?? []).map(({ kind, country }) => country ? `${kind} (${country})` : kind), guard.area != null && `on ${Math.round(100 * guard.area)} % of the image`,
     guard.after != null && `score afterwards ${figure(guard.after)}`, guard.error && `failed: ${guard.error}`].filter(Boolean).join(", ");
   return h("p", { class: "soft small" }, [guard.concept, guard.method, facts].filter(Boolean).join(" · "));
 }

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, get_args
 
-from guard.verdict import GuardVerdict, Outcome, VerdictDetail, gravest, shown
+from guard.verdict import Finding, GuardVerdict, Outcome, VerdictDetail, gravest, shown
 
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 _WORD = re.compile(r"[\w.:/@+\[\]-]{0,160}", re.ASCII)
 _MAX_GUARDS = 1000
+_MAX_FINDINGS = 16
 _REASON = "could not be applied by the app behind these screens"
 """Stands for the app's own reason, which is a free text."""
 _TEXTS = ("guard", "concept", "method", "action", "place")
@@ -45,8 +46,7 @@ class AppVerdict:
             if _is_word(value.get(name))
         }
         if isinstance(listed, list):
-            names = [field.name for field in fields(GuardVerdict)]
-            members["guards"] = [{name: getattr(guard, name) for name in names} for guard in guards]
+            members["guards"] = [guard.as_dict() for guard in guards]
         if _is_number(value.get("elapsed_ms")):
             members["elapsed_ms"] = value["elapsed_ms"]
         if isinstance(unscreened := value.get("unscreened"), list):
@@ -117,10 +117,22 @@ def _guard(value: Any) -> GuardVerdict | None:
     known["fired"] = value["fired"] is True
     if value.get("error") is not None:
         known["error"] = _REASON
+    if isinstance(findings := value.get("findings"), list):
+        read = map(_finding, findings[:_MAX_FINDINGS])
+        known["findings"] = tuple(finding for finding in read if finding is not None)
     try:
         return GuardVerdict(**{"score": None, **known})
     except TypeError:  # a member that it needs is no word, or no number
         return None
+
+
+def _finding(value: Any) -> Finding | None:
+    if not isinstance(value, dict):
+        return None
+    kind, confidence, country = (value.get(name) for name in ("kind", "confidence", "country"))
+    if not (_is_word(kind) and _is_number(confidence) and (country is None or _is_word(country))):
+        return None
+    return Finding(kind=kind, confidence=confidence, country=country)
 
 
 def _is_word(value: Any) -> bool:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -218,7 +219,7 @@ class Screener:
         for (row, chunk), results in zip(chunks, found, strict=True):
             for column, result in enumerate(results):
                 spans[row][column] += [
-                    Span(chunk.start + span.start, chunk.start + span.end, span.label)
+                    replace(span, start=chunk.start + span.start, end=chunk.start + span.end)
                     for span in result.spans
                 ]
         return [
@@ -255,7 +256,9 @@ class Screener:
             spans = self._spans.get(tenant, key)
             if spans is None:
                 matches = screen.find(text)
-                spans = tuple(Span(m.start, m.end, m.label) for m in matches)
+                spans = tuple(
+                    Span(m.start, m.end, m.label, m.confidence, m.country) for m in matches
+                )
                 self._spans.put(tenant, key, spans)
             results.append(ScreenedText(screen, 1.0 if spans else 0.0, spans))
         return results

@@ -58,7 +58,12 @@ async function form(signal, refresh) {
   const aliases = field("Other names", h("input", { placeholder: "separated by commas" }));
   const model = select("Of the model", names);
   const documents = field("Texts about it (optional)", h("textarea", { rows: 3 }), "A paragraph or more tells the fit what belongs to the name. An empty line separates documents; only their digests are kept in the certificate.");
-  const choices = policies.data.filter((policy) => policy.id !== "none" && policy.models?.length).map((policy) => [policy.id, checkbox(policy.id)]);
+  const choices = policies.data.filter((policy) => policy.id !== "none" && policy.models?.length).map((policy) => [policy, checkbox(policy.id)]);
+  const row = h("div", { class: "row" });
+  const offered = () => choices.filter(([policy]) => policy.models.includes(model.control.value));
+  const offer = () => row.replaceChildren(...offered().map(([, choice]) => choice));
+  model.control.addEventListener("change", offer);
+  offer();
   const start = select("Start", [["shadow", "in shadow"], ["in force", "in force"]]);
   const button = h("button", { class: "main" }, "Forget it");
   const place = h("div");
@@ -66,16 +71,17 @@ async function form(signal, refresh) {
     event.preventDefault();
     const made = await acting(button, place, () => post(PATH, {
       name: name.control.value.trim(), model: model.control.value, start: start.control.value,
-      policies: choices.filter(([, choice]) => choice.control.checked).map(([id]) => id),
+      policies: offered().filter(([, choice]) => choice.control.checked).map(([policy]) => policy.id),
       aliases: aliases.control.value.split(",").map((each) => each.trim()).filter(Boolean),
       documents: documents.control.value.split(/\n\s*\n/).map((each) => each.trim()).filter(Boolean),
     }));
     if (!made) return;
     box.reset();
+    offer();
     announce(`Asked to forget ${made.name}`);
     await refresh();
   } }, h("h2", {}, "Forget something"), h("div", { class: "fields" }, name, aliases, model, start),
-    h("fieldset", {}, h("legend", {}, "Under the policies"), h("div", { class: "row" }, choices.map(([, choice]) => choice))),
+    h("fieldset", {}, h("legend", {}, "Under the policies"), row),
     documents, place, h("div", { class: "row" }, button));
   return box;
 }

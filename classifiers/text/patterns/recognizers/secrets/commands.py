@@ -16,10 +16,12 @@ _COMMANDS: Final = (
     rf"""redis-cli{_OPTIONS}(?:-a|--pass)[ \t]{{1,3}}["']?""",
 )
 _ELSE: Final = re.compile(
-    r"(?:[0-9.]+:)?[0-9]+:[0-9]+(?:/[a-z]+)?$|(?:option|flag|argument|parameter|switch)(?:e?s)?\b",
+    r"(?:[0-9.]+:)?[0-9]+:[0-9]+(?:/[a-z]+)?$|(?:option|flag|argument|parameter|switch)(?:e?s)?\b"
+    r"|(?:ython|erl|assword|lugin|rotocol|rompt|ager|ool|ath|orts?)[0-9.]*[.,:;]?$",
     re.IGNORECASE,
 )
-"""Ports of a container that has a command's name, and sentences about an option."""
+"""Ports of a container that has a command's name, sentences about an option, and words in p with a
+hyphen before them: "mysql -python"."""
 
 
 def _judge(candidate: Candidate) -> Finding | None:
