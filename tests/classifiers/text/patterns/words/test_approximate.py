@@ -160,6 +160,11 @@ def test_joined_lists_find_only_the_misspelt_words_of_those_that_ask_for_it() ->
     assert [match.label for match in found] == ["ONE", "OTHER", "ONE"]
 
 
+def test_long_phrases_and_short_words_are_found_as_they_are_written_alone() -> None:
+    assert not ApproximateWords(["frank " * 21, "chess"])
+    assert ApproximateWords(["frank " * 20])
+
+
 def test_phrases_alone_are_found_too() -> None:
     patterns = PatternSet.from_toml(
         '[[words]]\nlabel = "N"\nviews = ["plain"]\nwords = ["Harry Potter"]\ntypos = true\n'
