@@ -1,11 +1,11 @@
 """Words and phrases with typing errors in them: letters left out, put in, mistaken or swapped.
 
 A run of words of a text is compared with a name letter by letter, without what stands between the
-words. Names of MIN_LETTERS letters or more may have one typing error, those of TWO_FROM letters two. What
-is misspelt is no word of a dictionary: "lord of the kings" is another lord, and so is another
-number, "World War III". In ordinary prose nearly all words are in the dictionary, and no more is
-looked at; for the others an index of deletions, as SymSpell has it, tells which names come into
-question. The time is linear in the text, whatever it says.
+words. Names of MIN_LETTERS letters may have one typing error, those of TWO_FROM letters or more
+two. What is misspelt is no word of a dictionary: "lord of the kings" is another lord, and so is
+another number, "World War III". In ordinary prose nearly all words are in the dictionary, and no
+more is looked at; for the others an index of deletions, as SymSpell has it, tells which names come
+into question. The time is linear in the text, whatever it says.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _name(text: str) -> _Name:
     words = _WORD.findall(text)
     letters = "".join(words)
     count = sum(letter.isalpha() for letter in letters)
-    is_able = MIN_LETTERS <= count and len(letters) <= MOST_LETTERS
+    is_able = count >= MIN_LETTERS and len(letters) <= MOST_LETTERS
     edits = (1 if count < TWO_FROM else 2) if is_able else 0
     return _Name(letters, frozenset(words), len(words), edits)
 
