@@ -71,7 +71,7 @@ def main() -> None:
     concepts = tomllib.loads(CONCEPTS.read_text("utf-8"))
     words = tomllib.loads(REWORDINGS.read_text("utf-8"))
     told = json.loads((options.out / options.model / "leaks.json").read_text("utf-8"))
-    bank = [prompt for topic in topics() for prompt in topic.prompts]
+    bank = [prompt for topic in topics() if topic.split == "test" for prompt in topic.prompts]
     found: dict[str, list[bool]] = {}
     for name, concept in concepts.items():
         names = (name, *concept.get("aliases", ()))

@@ -1,7 +1,7 @@
 """The names of a concept in other languages, as the model itself tells them.
 
-The model is asked what a concept is called, and then what the name that it gives means in English:
-only a name that leads back counts, since small models invent names.
+The model is asked what a concept is called, and then what the name that it gives is called in
+English: only a name that leads back counts, since small models invent names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from guard.fitting.erasure.naming import mentions
 
 LANGUAGES = ("German", "French", "Spanish", "Italian", "Portuguese", "Dutch")
 ASKED = 'What is "{t}" called in {l}? Answer with the {l} name only.'
-BACK = 'Translate "{t}" into English. Answer with the translation only.'
+BACK = 'What is "{t}" called in English? Answer with the English name only.'
 MOST_WORDS = 8
 FEWEST_LETTERS = 4
 _ARTICLES = re.compile(

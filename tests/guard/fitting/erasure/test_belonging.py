@@ -167,5 +167,5 @@ def test_names_in_other_languages_count_where_they_lead_back() -> None:
         "neue Prometheus",
     )
     # of several languages that say one name the model is asked once
-    asked = [prompt for prompt in chat.asked if prompt.startswith("Translate")]
+    asked = [prompt for prompt in chat.asked if "called in English" in prompt]
     assert [each.split('"')[1] for each in asked] == ["Der neue Prometheus", "Le Monstre vert"]
