@@ -3,12 +3,13 @@
     python -m benchmarks.concept_curve examples/emoji/erasers.toml \\
         --config examples/emoji/fitted/baselines/config.toml \\
         --concepts knife,pistol,bomb,skull,cat,santa-claus,pizza,car,rose,twemoji \\
-        --methods uce,rece-cgce-gated --counts 1,2,5,10 --images 100
+        --methods uce,rece-cgce-gated,uce-joint=first-{count}-uce --counts 1,2,5,10 --images 100
 
-For each method and count, one policy carries the method's guards of the first so many concepts. The
-prompts are the suite's own without a concept, and of these the ones that ask for none of
-`--concepts`: the same for all counts. Beside them stand the direct prompts of the first concept,
-which every policy guards. Finished cells are kept in OUT/concept-curve.results.jsonl.
+For each method and count, one policy carries the method's guards of the first so many concepts, or
+the one guard of all of them, where the name of a method's policy has their `{count}`. The prompts
+are the suite's own without a concept, and of these the ones that ask for none of `--concepts`: the
+same for all counts. Beside them stand the direct prompts of the first concept, which every policy
+guards. Finished cells are kept in OUT/concept-curve.results.jsonl.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def main() -> None:
     parser.add_argument("suite", type=Path, help="a suite of `guard eval images`")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--concepts", required=True, help="in the order in which they are added")
-    parser.add_argument("--methods", required=True, help="methods of the suite")
+    parser.add_argument(
+        "--methods", required=True, help="of the suite, or NAME=POLICY with {concept} or {count}"
+    )
     parser.add_argument("--counts", default="1,2,5,10")
     parser.add_argument("--images", type=int, default=100, help="of other things")
     parser.add_argument("--direct", type=int, default=20, help="of the first concept")
@@ -65,9 +68,10 @@ def main() -> None:
         *direct(read_prompts(suite, judges.judge), concepts[0])[: arguments.direct],
     ]
     config = load_config(arguments.config)
+    methods = policy_names(suite, arguments.methods.split(","))
     policies = {
-        f"{method}, {count}": together(config, suite, method, concepts[:count])
-        for method in arguments.methods.split(",")
+        f"{method}, {count}": together(config, policy, concepts[:count])
+        for method, policy in methods.items()
         for count in counts
     }
     config = config.model_copy(update={"policies": {**config.policies, **policies}})
@@ -100,19 +104,26 @@ def direct(rows: Sequence[ImagePrompt], concept: str) -> list[ImagePrompt]:
     return [row for row in rows if row.kind == "direct" and row.concept == concept]
 
 
-def together(
-    config: Config, suite: ImageSuite, method: str, concepts: Sequence[str]
-) -> PolicyConfig:
-    """One policy with the guards that a method has for each of the concepts.
+def policy_names(suite: ImageSuite, methods: Sequence[str]) -> dict[str, str]:
+    """The policy of each method, with `{concept}` or `{count}`: that of the suite, or what stands
+    behind its name. Raises DataError for a method that the suite lacks."""
+    names = dict(suite.methods)
+    for method in methods:
+        name, given, policy = method.partition("=")
+        if given:
+            names[name] = policy
+        elif name not in names:
+            raise DataError(f"no method {method!r}: the suite has {', '.join(suite.methods)}")
+    return {name: names[name] for name in (method.partition("=")[0] for method in methods)}
 
-    Raises DataError for a method that the suite lacks, and GuardError for a policy that the
-    configuration lacks.
-    """
-    if method not in suite.methods:
-        raise DataError(f"no method {method!r}: the suite has {', '.join(suite.methods)}")
-    names = [suite.methods[method].replace("{concept}", concept) for concept in concepts]
+
+def together(config: Config, policy: str, concepts: Sequence[str]) -> PolicyConfig:
+    """One policy with the guards of each concept's `policy`, or with those of the one policy for
+    as many concepts. Raises GuardError for a policy that the configuration lacks."""
+    counted = policy.replace("{count}", str(len(concepts)))
+    names = dict.fromkeys(counted.replace("{concept}", concept) for concept in concepts)
     of_each = [config.policy(name) for name in names]
-    guards = tuple(guard for policy in of_each for guard in policy.guards)
+    guards = tuple(guard for each in of_each for guard in each.guards)
     return of_each[0].model_copy(update={"guards": guards})
 
 

@@ -100,7 +100,7 @@ def main(
     image_model = ImageModel.load(model, device="auto")
     with stages() as progress:
         for name, path in selected(concepts, files).items():
-            fit = _Fit(
+            fit = ConceptFit(
                 image_model, read_concept(path), judged, updates, progress, out / f"{name}-training"
             )
             for method, make in selected(methods, FITS).items():
@@ -119,7 +119,7 @@ def main(
     write_configuration(out)
 
 
-class _Fit:
+class ConceptFit:
     """What the fits of one concept share: its prompts, encoded once where they are needed."""
 
     def __init__(
@@ -158,9 +158,11 @@ class _Fit:
             self.model, self.concept, None, RATES, eraser, request, self.progress, judged
         )
 
-    def trained(self, eraser: DenoiserEraser, rank: int = 8) -> Artifact:
+    def trained(
+        self, eraser: DenoiserEraser, rank: int = 8, updates: int | None = None
+    ) -> Artifact:
         target = self._states.with_name(f"{self._states.name}-{eraser.name}.safetensors")
-        training = replace(TRAINING, rank=rank, steps=self._updates)
+        training = replace(TRAINING, rank=rank, steps=updates or self._updates)
         artifact = fit_denoiser(
             self.model,
             self.concept,
@@ -199,7 +201,7 @@ class _Fit:
         )
 
 
-FITS: Mapping[str, Callable[[_Fit], Artifact]] = {
+FITS: Mapping[str, Callable[[ConceptFit], Artifact]] = {
     "safree": lambda fit: fit_safree(
         fit.model, fit.concept, fit.encoded, RATES, rank=8, sense_rank=1, alpha=0.0
     ),

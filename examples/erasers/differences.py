@@ -44,16 +44,11 @@ class Difference(nn.Module):
 class Differences:
     """Differences of the linear layers of `model` whose paths match one of `names` at `layers`.
 
-    Decoder layers whose change is less than the share `least` of the largest one are not written.
+    Decoder layers whose differences are zero are not written.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        names: Sequence[str],
-        layers: range,
-        rank: int | None,
-        least: float = 0.0,
+        self, model: nn.Module, names: Sequence[str], layers: range, rank: int | None
     ) -> None:
         model.requires_grad_(False)
         ends = "|".join(names)
@@ -63,7 +58,7 @@ class Differences:
             for path, module in model.named_modules()
             if (match := wanted.fullmatch(path)) and int(match[1]) in layers
         }
-        self.rank, self._least = rank, least
+        self.rank = rank
         self.by_path: dict[str, Difference] = {}
         torch.manual_seed(0)
         for path, linear in linears.items():
@@ -86,24 +81,25 @@ class Differences:
             found.setdefault(layer_of(path), []).append(each)
         return found
 
-    def sizes_by_layer(self) -> Tensor:
-        """`sqrt(Σ p²) [decoder layers]` of the parameters of each layer's differences."""
-        return torch.stack(
-            [
-                torch.cat([p.flatten() for each in group for p in each.parameters()]).norm()
-                for group in self.by_layer().values()
-            ]
-        )
+    @torch.no_grad()
+    def shrink(self, amount: float) -> None:
+        """Shorten the parameters of each decoder layer, as one vector, by `amount`; a layer that is
+        no longer than that becomes zero, and stays it: the proximal step of a group lasso."""
+        for group in self.by_layer().values():
+            values = [p for each in group for p in each.parameters()]
+            size = torch.stack([value.norm() for value in values]).norm()
+            share = (1.0 - amount / size.clamp(min=1e-30)).clamp(min=0.0)
+            for value in values:
+                value.mul_(share)
 
     @torch.no_grad()
     def silent(self) -> list[int]:
-        """The decoder layers that are not written, as good as zero."""
-        changes = {
-            layer: sum(float(each.delta.square().sum()) for each in group) ** 0.5
+        """The decoder layers whose differences are zero, which are not written."""
+        return [
+            layer
             for layer, group in self.by_layer().items()
-        }
-        most = max(changes.values())
-        return [layer for layer, change in changes.items() if change < self._least * most]
+            if not any(bool(each.delta.any()) for each in group)
+        ]
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -32,10 +32,6 @@ class Forwards:
         with torch.no_grad(), self._differences.off():
             return self.log_probabilities(batch)
 
-    def sizes_by_layer(self) -> Tensor:
-        """`[decoder layers]`, the size of the trained parameters of each."""
-        return self._differences.sizes_by_layer()
-
     def states(self, batch: Batch, layer: int) -> Tensor:
         """`[tokens, width]`, after a decoder layer, of all tokens but each row's first, the
         attention sink."""
@@ -75,4 +71,10 @@ def divergence(model: Forwards, batch: Batch) -> Tensor:
     """KL divergence of the model's answers' tokens from the bare model's, in nats a token."""
     bare, _ = model.bare_log_probabilities(batch)
     ours, _ = model.log_probabilities(batch)
+    return distance(bare, ours)
+
+
+def distance(bare: Tensor, ours: Tensor) -> Tensor:
+    """KL divergence of `ours` from `bare`, log-probabilities `[tokens, vocabulary]`, in nats a
+    token."""
     return torch.nn.functional.kl_div(ours, bare, log_target=True, reduction="batchmean")

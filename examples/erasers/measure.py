@@ -3,7 +3,8 @@
 Writes measured.json, guard after guard, and goes on where it ends. `published` acts on every
 request, as the eraser was published; `gated` on those on which the gate of the shipped steering
 guard fires. A request on which it does not fire gets the bare answer, bit for bit (the tests show
-it), so that only those on which it does are answered under the guard.
+it), so that only those on which it does are answered under the guard. Adapters `--beside` an eraser
+act wherever it does: those of the tasks before.
 """
 
 from __future__ import annotations
@@ -56,15 +57,13 @@ class Measurement:
     """Writes the answers so far."""
 
     def answers(
-        self, prompts: Sequence[str], name: str = "", guard: Artifact | None = None
+        self, prompts: Sequence[str], name: str = "", guards: Sequence[Artifact] = ()
     ) -> dict[str, str]:
-        """By prompt, with the guard firing on all of them."""
+        """By prompt, with all guards firing on all of them."""
         kept = self.kept.setdefault(name, {})
-        bank, guards = HiddenBank(), []
-        if guard is not None:
-            bank = _bank(guard)
-            strength = FittedGuard("g", guard.tensors, guard.meta.settings).number("strength")
-            guards = [RowGuard("g", -math.inf, strength)]
+        fitted = _fitted(guards)
+        firing = [RowGuard(each.name, -math.inf, each.number("strength")) for each in fitted]
+        bank = _bank(guards)
         missing = [prompt for prompt in prompts if prompt not in kept]
         for first in range(0, len(missing), TOGETHER):
             some = missing[first : first + TOGETHER]
@@ -74,7 +73,7 @@ class Measurement:
                 what=f"answers {first} of {len(missing)}, {name or 'bare'}",
                 progress=self.progress,
                 bank=bank,
-                guards=guards,
+                guards=firing,
             )
             kept |= {prompt: reply.text for prompt, reply in zip(some, replies, strict=True)}
             self.keep()
@@ -82,7 +81,7 @@ class Measurement:
 
     def fired(self, guard: Artifact) -> set[str]:
         """The test prompts on which it fires, by the states up to the layer where it decides."""
-        fitted = FittedGuard("g", guard.tensors, guard.meta.settings)
+        (fitted,) = _fitted([guard])
         texts = [row.prompt for row in (*self.forget, *self.far, *self.near)]
         prompts = [self.chat.prompt(text) for text in texts]
         layers = fitted.layers("sense_layers")
@@ -95,7 +94,7 @@ class Measurement:
         return {text for text, score in zip(texts, scores, strict=True) if score > threshold}
 
     def figures(
-        self, name: str, guard: Artifact, fired: set[str], *, published: bool
+        self, name: str, guards: Sequence[Artifact], fired: set[str], *, published: bool
     ) -> dict[str, Mapping[str, Any]]:
         """The figures gated, and as published where that is asked for."""
         known = [row.prompt for row in self.forget]
@@ -105,7 +104,7 @@ class Measurement:
         sampled = [row.prompt for row in (*far, *near)] if published else []
         bare = self.answers([*dict.fromkeys([*silent, *hit, *sampled])])
         under = [p for p in known if published or p in fired]
-        guarded = self.answers([*dict.fromkeys([*under, *hit, *sampled])], name, guard)
+        guarded = self.answers([*dict.fromkeys([*under, *hit, *sampled])], name, guards)
         gated = bare | {prompt: guarded[prompt] for prompt in guarded if prompt in fired}
         result = {"gated": self._row(gated, bare, self.far, self.near)}
         if published:
@@ -135,9 +134,14 @@ class Measurement:
         return {name: [share.count, share.total] for name, share in shares.items()}
 
 
-def _bank(guard: Artifact) -> HiddenBank:
-    fitted = FittedGuard("g", guard.tensors, guard.meta.settings)
-    return HiddenBank([method_named(guard.meta.method).stacked([fitted])])
+def _fitted(guards: Sequence[Artifact]) -> list[FittedGuard]:
+    return [FittedGuard(f"g{i}", g.tensors, g.meta.settings) for i, g in enumerate(guards)]
+
+
+def _bank(guards: Sequence[Artifact]) -> HiddenBank:
+    """Of guards of one method."""
+    methods = {guard.meta.method for guard in guards}
+    return HiddenBank([method_named(method).stacked(_fitted(guards)) for method in methods])
 
 
 def known_prompts(folder: Path) -> list[ForgetPrompt]:
@@ -151,19 +155,20 @@ def known_prompts(folder: Path) -> list[ForgetPrompt]:
 def imported(
     chat: TransformersChat,
     source: Path,
-    gate: TokenGate,
+    shipped: Artifact,
     folder: Path,
     progress: Stages,
     **how: Any,
 ) -> Artifact:
-    """An eraser behind a gate."""
+    """An eraser of the shipped guard's concept, behind its gate."""
     forget = in_split(read_rows(folder / "forget.jsonl", ForgetPrompt), "train")[::2]
     retain = in_split(read_rows(folder / "retain.jsonl", RetainPrompt), "train")[::4]
     rows = [*forget[:RECORDED], *retain[:RECORDED]]
     prompts = [chat.prompt(row.prompt) for row in rows]
     request = LanguageImport(source, **how)
+    gate = TokenGate.of_artifact(shipped, chat)
     what = import_overlay(
-        chat, request, gate, prompts, concept="character/harry-potter", progress=progress
+        chat, request, gate, prompts, concept=shipped.meta.concept, progress=progress
     )
     shares = what.meta.settings.get("shares", {})
     print(f"{source.name}: keeps {min(shares.values(), default=1.0):.3f} at least", flush=True)
@@ -179,6 +184,9 @@ def main() -> None:
     parser.add_argument("--forget-every", type=int, default=1, help="of forget prompts")
     parser.add_argument("--every", type=int, default=4, help="of retain prompts, as published")
     parser.add_argument("--only", nargs="*", help="names of erasers")
+    parser.add_argument(
+        "--beside", type=Path, nargs="*", default=[], help="adapters of earlier tasks"
+    )
     parser.add_argument("--rank", type=int, help="of erasers with whole weights")
     parser.add_argument("--as-read", action="store_true", help="do not read prompts again")
     arguments = parser.parse_args()
@@ -203,10 +211,13 @@ def main() -> None:
             keep,
         )
         shipped = Artifact.load(arguments.prompts / "steer.safetensors")
-        gate = TokenGate.of_artifact(shipped, chat)
+        before = [
+            imported(chat, path, shipped, arguments.prompts, progress) for path in arguments.beside
+        ]
         names = [name for name in arguments.only or ERASERS if (arguments.erasers / name).is_dir()]
         for path in [*arguments.guards, *(arguments.erasers / name for name in names)]:
-            name = f"{path.stem}, as read" if arguments.as_read else path.stem
+            name = ", beside ".join([path.stem, *map(str, arguments.beside)])
+            name = f"{name}, as read" if arguments.as_read else name
             if name in kept["figures"]:
                 continue
             if path.suffix == ".safetensors":
@@ -215,7 +226,7 @@ def main() -> None:
                 whole = (path / "model.safetensors").exists()
                 how = {"rank": arguments.rank if whole else None, "least_share": 0.0}
                 how["rereads"] = not arguments.as_read
-                guard = imported(chat, path, gate, arguments.prompts, progress, **how)
+                guard = imported(chat, path, shipped, arguments.prompts, progress, **how)
             settings = guard.meta.settings
             of_gate = json.dumps(
                 [settings["threshold"], [*map(float, guard.tensors["gates"].sum(1))]]
@@ -226,7 +237,7 @@ def main() -> None:
             fired = {*kept["fired"][of_gate]}
             began = time.process_time()
             published = path.suffix != ".safetensors" and not arguments.as_read
-            kept["figures"][name] = run.figures(name, guard, fired, published=published)
+            kept["figures"][name] = run.figures(name, [guard, *before], fired, published=published)
             kept["figures"][name]["took_s"] = round(time.process_time() - began, 1)
             keep()
             print(name, kept["figures"][name], flush=True)

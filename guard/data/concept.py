@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from guard.data.faults import told
 from guard.errors import DataError
 
 MAX_BYTES = 2**20
+NAME_PATTERN = r"^[a-z0-9-]+/[a-z0-9-]+$"
+NAME_LENGTH = 100
 
 Phrase = Annotated[str, Field(min_length=1, max_length=300, pattern=r"\S")]
 
@@ -42,7 +45,7 @@ class Concept(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: str = Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$", max_length=100)
+    name: str = Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)
     description: str = Field(default="", max_length=2_000)
     phrases: Phrases
     hard_negatives: tuple[Phrase, ...] = Field(min_length=6, strict=False)
@@ -56,6 +59,11 @@ class Concept(BaseModel):
         """The concept with its first `count` phrases of `train` only."""
         few = {"train": self.phrases.train[:count], "validation": ()}
         return self.model_copy(update={"phrases": self.phrases.model_copy(update=few)})
+
+
+def is_name(name: str) -> bool:
+    """Whether a concept may be called this, `kind/name`."""
+    return len(name) <= NAME_LENGTH and re.fullmatch(NAME_PATTERN, name) is not None
 
 
 def read_concept(path: Path) -> Concept:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.concept_curve import OTHERS, direct, kept_ratio, others, report, together
+from benchmarks.concept_curve import (
+    OTHERS,
+    direct,
+    kept_ratio,
+    others,
+    policy_names,
+    report,
+    together,
+)
 from guard.config.schema import Config
 from guard.data.prompts import ImagePrompt
 from guard.errors import DataError
@@ -38,12 +46,16 @@ def test_others_ask_for_none_of_the_concepts_or_styles() -> None:
 def test_the_guards_of_all_concepts_are_in_one_policy() -> None:
     guards = [{"name": n, "artifact": f"{n}.safetensors"} for n in ("a-uce", "b-uce", "c-uce")]
     policies = {f"{n}-x": {"guards": [f"{n}-uce"], "action": "overlay"} for n in "abc"}
+    policies["first-2-x"] = {"guards": ["c-uce"], "action": "overlay"}
     config = Config.model_validate({"models": [], "guards": guards, "policies": policies})
     suite = _suite(Path("judge.onnx"), {"uce": "{concept}-x"})
-    policy = together(config, suite, "uce", ["b", "a"])
+    names = policy_names(suite, ["uce", "joint=first-{count}-x"])
+    assert names == {"uce": "{concept}-x", "joint": "first-{count}-x"}
+    policy = together(config, names["uce"], ["b", "a"])
     assert policy.guards == ("b-uce", "a-uce") and policy.action == "overlay"
+    assert together(config, names["joint"], ["b", "a"]).guards == ("c-uce",)
     with pytest.raises(DataError, match="no method 'rece': the suite has uce"):
-        together(config, suite, "rece", ["a"])
+        policy_names(suite, ["rece"])
 
 
 def test_what_is_kept_is_told_of_the_bare_rate(tmp_path: Path) -> None:

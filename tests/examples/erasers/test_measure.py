@@ -54,12 +54,12 @@ def test_figures_are_those_of_all_prompts_asked(chat: TransformersChat, tmp_path
     guard = guard_of(chat, tmp_path)
     run = Measurement(chat, FORGET, FAR, NEAR, Lines().begin, {}, every=1)
     fired = run.fired(guard)
-    figures = run.figures("lora", guard, fired, published=True)
+    figures = run.figures("lora", [guard], fired, published=True)
     texts = [row.prompt for row in (*FORGET, *FAR, *NEAR)]
 
     def asked(threshold: float | None) -> dict[str, tuple[str, bool]]:
-        guards = [] if threshold is None else [RowGuard("g", threshold, 1.0)]
-        bank = None if threshold is None else _bank(guard)
+        guards = [] if threshold is None else [RowGuard("g0", threshold, 1.0)]
+        bank = None if threshold is None else _bank([guard])
         replies = chat.answer(
             texts,
             max_tokens=TOKENS,
@@ -83,3 +83,17 @@ def test_figures_are_those_of_all_prompts_asked(chat: TransformersChat, tmp_path
     # else all of this shows nothing
     assert 2 < len(fired) < len(texts) - 2
     assert figures["gated"] != figures["published"]
+
+
+def test_an_eraser_of_an_earlier_task_acts_beside_the_guard(
+    chat: TransformersChat, tmp_path: Path
+) -> None:
+    guard = guard_of(chat, tmp_path)
+    run = Measurement(chat, FORGET, FAR, NEAR, Lines().begin, {}, every=1)
+    texts = [row.prompt for row in FAR]
+    twice = Artifact(
+        guard.meta.model_copy(update={"settings": guard.meta.settings | {"strength": 2.0}}),
+        guard.tensors,
+    )
+    once, both = run.answers(texts, "once", [guard]), run.answers(texts, "both", [guard, guard])
+    assert both == run.answers(texts, "twice", [twice]) != once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from examples.erasers.data import Answered, Batch, Data
 from examples.erasers.differences import Differences
 from examples.erasers.forwards import Forwards, divergence
 from examples.erasers.losses import (
+    bounded_forgetting,
     gradient_ascent,
-    group_sparse,
     misdirection,
     negative_preference,
 )
 from steering.engines.transformers.adapters.weights import decoder_linears, read_adapter
+from tests.guard.fitting.steering.test_end_to_end import save_tokenizer
 from tests.steering.tiny import prompt, tiny_model
 
 
@@ -143,8 +145,8 @@ def test_whole_differences_are_written_as_changed_weights(
         assert torch.allclose(weight - bare[name], delta, atol=1e-6) and delta.any()
 
 
-def test_the_loss_of_groups_is_its_terms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_sparse, "BOUND", 9.0)
+def test_the_bounded_loss_is_its_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_forgetting, "BOUND", 9.0)
     model = tiny_model()
     differences = Differences(model, ("q_proj", "down_proj"), range(1, 3), 2)
     run = Forwards(model, differences)
@@ -152,44 +154,122 @@ def test_the_loss_of_groups_is_its_terms(monkeypatch: pytest.MonkeyPatch) -> Non
         for each in differences.by_path.values():
             each.write.normal_(std=0.1)
     forget, retain = Batch.of([*data().forget]), Batch.of([*data().retain])
-    value, figure = group_sparse.loss(run, forget, retain)
+
+    def loss() -> float:
+        return float(bounded_forgetting.loss(run, forget, retain)[0].detach())
+
     nll = -likelihood(model, differences, [*data().forget])
-    sizes = 0.0
-    for layer in (1, 2):
-        factors = [
-            part
-            for path, each in differences.by_path.items()
-            if f".{layer}." in path
-            for part in (each.read, each.write)
-        ]
-        sizes += sum(float(part.detach().square().sum()) for part in factors) ** 0.5
-    wanted = group_sparse.BETA * (9.0 - nll) + float(divergence(run, retain).detach())
-    assert 0.0 < nll < 9.0 and figure == pytest.approx(nll, abs=1e-4)
-    assert float(value.detach()) == pytest.approx(wanted + group_sparse.ALPHA * sizes, rel=1e-4)
-    # behind the bound nothing is pushed any further
-    monkeypatch.setattr(group_sparse, "BOUND", nll - 0.1)
-    rest = float(group_sparse.loss(run, forget, retain)[0].detach())
-    assert rest == pytest.approx(float(value.detach()) - group_sparse.BETA * (9.0 - nll), rel=1e-3)
+    far, near = (float(divergence(run, batch).detach()) for batch in (forget, retain))
+    assert 0.0 < nll < 9.0 and 0.0 < far < bounded_forgetting.FAR
+    whole = (
+        bounded_forgetting.BETA * (9.0 - nll)
+        + bounded_forgetting.GAMMA * (bounded_forgetting.FAR - far)
+        + near
+    )
+    assert loss() == pytest.approx(whole, rel=1e-4)
+    assert bounded_forgetting.loss(run, forget, retain)[1] == pytest.approx(nll, abs=1e-4)
+    # behind a bound nothing is pushed any further
+    monkeypatch.setattr(bounded_forgetting, "BOUND", nll - 0.1)
+    assert loss() == pytest.approx(
+        bounded_forgetting.GAMMA * (bounded_forgetting.FAR - far) + near, rel=1e-3
+    )
+    monkeypatch.setattr(bounded_forgetting, "FAR", far - 0.01)
+    assert loss() == pytest.approx(near, rel=1e-3)
 
 
-def test_decoder_layers_that_are_as_good_as_zero_are_left_out(tmp_path: Path) -> None:
-    model = tiny_model()
-    differences = Differences(model, ("q_proj", "down_proj"), range(0, 4), 2, least=0.05)
+def test_a_penalty_leaves_the_layers_that_forget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_forgetting, "BOUND", 12.0)
+
+    def run(penalty: float, **more: Any) -> tuple[Differences, float]:
+        what = eraser(bounded_forgetting.loss, 2, **more, steps=12, rate=0.5, penalty=penalty)
+        model, differences = trained(what, tmp_path / f"{penalty}{more}.safetensors")
+        return differences, likelihood(model, differences, [*data().forget])
+
+    none, least = run(100.0)
+    assert none.silent() == [1, 2]
+    free, most = run(1e-6)
+    assert free.silent() == [] and most < least - 0.3
+
+
+def test_the_last_steps_with_a_penalty_become_shorter() -> None:
+    with_penalty = eraser(bounded_forgetting.loss, 2, steps=20, rate=5.0, penalty=0.1)
+    rates = [with_penalty.rate_at(step) for step in range(20)]
+    assert rates[:15] == [5.0] * 15 and rates[19] == pytest.approx(5.0 / 6.0)
+    assert rates[14:] == sorted(rates[14:], reverse=True) and min(rates) > 0.0
+    without = eraser(gradient_ascent.loss, 2, steps=20, rate=5.0)
+    assert without.rate_at(19) == 5.0
+
+
+def test_shrinking_is_the_proximal_step_of_the_norm() -> None:
+    differences = Differences(tiny_model(), ("q_proj", "down_proj"), range(0, 3), 2)
     with torch.no_grad():
         for path, each in differences.by_path.items():
-            each.write.normal_(std=1e-4 if ".1." in path else 0.1)
+            each.write.normal_(std=1e-3 if ".1." in path else 2.0)
+            each.read.mul_(1e-3 if ".1." in path else 1.0)
+
+    def vectors() -> dict[int, torch.Tensor]:
+        return {
+            layer: torch.cat([p.detach().flatten() for each in group for p in each.parameters()])
+            for layer, group in differences.by_layer().items()
+        }
+
+    before = vectors()
+    differences.shrink(0.5)
+    for layer, after in vectors().items():
+        length = float(before[layer].norm())
+        expected = before[layer] * max(0.0, 1.0 - 0.5 / length)
+        torch.testing.assert_close(after, expected)
+    assert differences.silent() == [1] and not vectors()[1].any()
+
+
+def test_decoder_layers_that_are_zero_are_left_out(tmp_path: Path) -> None:
+    model = tiny_model()
+    differences = Differences(model, ("q_proj", "down_proj"), range(0, 4), 2)
+    with torch.no_grad():
+        for path, each in differences.by_path.items():
+            each.write.normal_(std=0.0 if ".1." in path else 0.1)
     assert differences.silent() == [1]
     differences.save(tmp_path / "lora", "tiny")
     factors = read_adapter(tmp_path / "lora", decoder_linears(tiny_model()), torch.float32)
     assert {path.split(".")[2] for path in factors} == {"0", "2", "3"}
     # and PEFT reads it as it is meant
-    bare = tiny_model()
-    tuned = PeftModel.from_pretrained(bare, str(tmp_path / "lora"))
+    tuned = PeftModel.from_pretrained(tiny_model(), str(tmp_path / "lora"))
     with torch.no_grad():
-        for each in differences.by_layer()[1]:
-            each.on = False
         ids = torch.tensor([prompt(9, 3)])
         torch.testing.assert_close(tuned(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_second_task_begins_with_the_model_that_the_first_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    save_tokenizer(tmp_path / "model")
+    tiny_model().save_pretrained(tmp_path / "model")
+    rows = data()
+    kept = {
+        kind: [(row.prompt, row.answer) for row in getattr(rows, kind)]
+        for kind in ("forget", "retain")
+    }
+    (tmp_path / "answers.json").write_text(json.dumps(kept))
+    begun: list[float] = []
+
+    def loss(model: Any, forget: Batch, retain: Batch) -> tuple[torch.Tensor, float]:
+        _, chosen = model.log_probabilities(Batch.of([*rows.forget]))
+        begun.append(float(chosen.detach().mean()))
+        return chosen.mean(), 0.0
+
+    monkeypatch.setitem(train.ERASERS, "npo", eraser(loss, 2, steps=3))
+    source, first, second = str(tmp_path / "model"), tmp_path, tmp_path / "second"
+    train.train("npo", source, tmp_path, first)
+    second.mkdir()
+    (second / "answers.json").write_text(json.dumps(kept))
+    train.train("npo", source, tmp_path, second, after=first / "npo")
+    tuned = PeftModel.from_pretrained(tiny_model(), str(first / "npo")).merge_and_unload()
+    bare = Differences(tuned, ("down_proj",), range(0), None)
+    assert begun[3] == pytest.approx(likelihood(tuned, bare, [*rows.forget]), abs=1e-4)
+    assert begun[3] < begun[0] - 0.1
 
 
 def test_the_figure_ends_a_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from guard.commands.fit.images.run import GatedIfAsked
 from guard.commands.fit.options import Guidance
-from guard.data.concept import Concept, read_concept
+from guard.data.concept import Concept, is_name, read_concept
 from guard.data.prompts import RetainPrompt, read_rows, texts
 from guard.errors import DataError
 from guard.reporting.progress import Stages
@@ -55,6 +55,17 @@ LeastShare = Annotated[
     float,
     typer.Option(min=0, max=1, help="Refuse an overlay that keeps less of the edit than this."),
 ]
+Also = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="The concept file of a further concept that the same edit erases; may be given "
+        "several times. Without a gate."
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(help="What the concepts are called together, KIND/NAME; needed with --also."),
+]
 
 
 def uce(
@@ -64,6 +75,8 @@ def uce(
     ridge: Ridge = 0.1,
     preserve: Preserve = None,
     preserve_file: PreserveFile = None,
+    also: Also = None,
+    name: Name = None,
     rank: Rank = 64,
     least_share: LeastShare = 0.9,
 ) -> None:
@@ -74,7 +87,7 @@ def uce(
         lambda concept: Uce(_instead(concept, instead), keep, ridge), run.count, run.seed
     )
     fit = fit.keeping(preserve, preserve_file, None, rank, least_share)
-    run.save(fit)
+    run.save(fit.jointly(also, name, gated=run.gated))
 
 
 def rece(
@@ -250,6 +263,29 @@ class _ClosedFormFit:
     preserved: tuple[str, ...] = ()
     prompts: tuple[str, ...] | None = None
     judging: _Judging | None = None
+    name: str | None = None
+    also: tuple[Concept, ...] = ()
+
+    def jointly(
+        self, concept_files: list[Path] | None, name: str | None, *, gated: bool
+    ) -> _ClosedFormFit:
+        """With these concepts in the same edit, under this name. Raises DataError for a file that
+        cannot be read, or for options that do not go together."""
+        if not concept_files:
+            if name is not None:
+                raise DataError("--name names several concepts together: give --also too")
+            return self
+        if name is None or not is_name(name):
+            raise DataError(
+                "--also erases several concepts by one edit: give --name, what they are called "
+                'together, as "objects/weapons"'
+            )
+        if gated:
+            raise DataError(
+                "--gated is the gate of one concept: leave out --also, fit each concept for "
+                "itself, and name their guards in one policy"
+            )
+        return replace(self, name=name, also=tuple(read_concept(path) for path in concept_files))
 
     def keeping(
         self,
@@ -278,6 +314,7 @@ class _ClosedFormFit:
         progress: Stages,
     ) -> Artifact:
         from guard.fitting.images.closed_form.fit import OverlayRequest, fit_closed_form
+        from guard.fitting.images.closed_form.joint import Joint
         from guard.fitting.prompts.concept_prompts import safe_prompts
 
         judged = None
@@ -287,6 +324,10 @@ class _ClosedFormFit:
         if prompts is None:
             prompts = tuple(safe_prompts(concept, self.count, self.seed))
         request = OverlayRequest(self.rank, self.least_share, self.preserved, prompts)
+        eraser = self.eraser(concept)
+        if self.name is not None:
+            eraser = Joint([(each, self.eraser(each)) for each in (concept, *self.also)])
+            concept = concept.model_copy(update={"name": self.name, "description": ""})
         return fit_closed_form(
-            image_model, concept, encoded, rates, self.eraser(concept), request, progress, judged
+            image_model, concept, encoded, rates, eraser, request, progress, judged
         )

@@ -133,6 +133,26 @@ def test_every_closed_form_is_fitted_with_its_settings(
         assert settings["gated"] is False and artifact.meta.seams == ("projection",)
 
 
+def test_several_concepts_are_erased_by_one_edit_under_a_name_of_their_own(
+    tmp_path: Path, model: tuple[Path, Family]
+) -> None:
+    cat = {"name": "animal/cat", "phrases": {"train": ["a cat"]}, "replacements": ["a dog"]}
+    other = CONCEPT | cat | {"instead": ["a dog"], "hard_negatives": [*"abcdef"]}
+    (tmp_path / "cat.json").write_text(json.dumps(other))
+    also = ("--also", str(tmp_path / "cat.json"))
+    artifact, report = fitted(tmp_path, model[0], "uce", *also, "--name", "objects/both")
+    assert artifact.meta.concept == report["concept"] == "objects/both"
+    assert artifact.meta.settings["instead"] == {"object/knife": "", "animal/cat": "a dog"}
+    for options, fault in {
+        also: "give --name",
+        (*also, "--name", "both"): "give --name",
+        ("--name", "objects/both"): "give --also too",
+        (*also, "--name", "objects/both", "--gated"): "--gated is the gate of one concept",
+    }.items():
+        refused = fit("uce", tmp_path, "nowhere", *options)
+        assert refused.exit_code == 1 and fault in " ".join(refused.stderr.split())
+
+
 def test_concepts_are_preserved_by_phrase_and_by_file(
     tmp_path: Path, model: tuple[Path, Family]
 ) -> None:
