@@ -31,7 +31,7 @@ def asked(name: str) -> list[str]:
 def told(answers: Iterable[str], names: Sequence[str]) -> list[str]:
     """The names in the answers that are others than `names`, the same name once."""
     known = mentions(names)
-    found = {}
+    found: dict[str, str] = {}
     for answer in answers:
         lines = answer.strip().splitlines()
         name = lines[0].strip(_MARKS) if lines else ""

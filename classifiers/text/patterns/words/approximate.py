@@ -38,7 +38,7 @@ _NUMERAL: Final = re.compile(r"[ivxlcdm]+")
 class _Name(NamedTuple):
     letters: str
     words: frozenset[str]
-    count: int
+    word_count: int
     edits: int
 
 
@@ -62,7 +62,7 @@ class ApproximateWords:
         self._ordinary = ordinary_words() if able else frozenset()
         self._edits = max((name.edits for name in able), default=0)
         self._letters = max((len(name.letters) + name.edits for name in able), default=0)
-        self._words = max((name.count for name in able), default=0)
+        self._words = max((name.word_count for name in able), default=0)
         self.longest = self._letters + _GAP_CHARACTERS * max(self._words - 1, 0)
         self._index: dict[str, list[int]] = {}
         self._beginnings: set[str] = set()
@@ -121,7 +121,7 @@ class ApproximateWords:
 
     def _is(self, letters: str, run: Sequence[str], name: _Name) -> bool:
         """Whether a run of words is a name with typing errors."""
-        if len(run) > name.count or not _within(letters, name.letters, name.edits):
+        if len(run) > name.word_count or not _within(letters, name.letters, name.edits):
             return False
         misspelt = [word for word in run if word not in name.words]
         return bool(misspelt) and all(map(self._is_unusual, misspelt))
