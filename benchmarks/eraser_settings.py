@@ -9,7 +9,8 @@ the eraser: it says which settings to measure. Artifacts and finished cells in F
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,27 @@ from guard.fitting.images.closed_form.realera import RealEra
 from guard.fitting.images.closed_form.uce import Uce
 from guard.fitting.images.trained.denoisers.spm import Spm
 from guard.models.images import ImageModel
-from guard.reporting.progress import stages
+from guard.reporting.progress import Stages, stages
+from steering.images.conditioning import Conditioning
 from steering.methods import method_named
 
 Fit = Callable[[ConceptFit], Artifact]
 
 KINDS = ("direct", "paraphrase", "pair")
+
+
+class Remembering(ImageModel):
+    """Encodes prompts once: settings differ in what is made of their states."""
+
+    @cached_property
+    def _encoded(self) -> dict[tuple[str, ...], Conditioning]:
+        return {}
+
+    def encode(self, prompts: Sequence[str], stages: Stages | None = None) -> Conditioning:
+        known, key = self._encoded, tuple(prompts)
+        if key not in known:
+            known[key] = super().encode(prompts, stages)
+        return known[key]
 
 
 def realera(**constants: Any) -> Fit:
@@ -83,6 +99,7 @@ def main() -> None:
     parser.add_argument("eraser", choices=SETTINGS)
     parser.add_argument("--concepts", default="knife,pizza")
     parser.add_argument("--only", help="of the settings")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of prompts")
     parser.add_argument("--images", type=int, default=8, help="of each concept and kind")
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--out", type=Path, required=True)
@@ -98,7 +115,7 @@ def main() -> None:
     chosen = [
         row
         for row in read_prompts(suite, judges.judge)
-        if row.concept in concepts and row.kind in KINDS
+        if row.concept in concepts and row.kind in arguments.kinds.split(",")
     ]
     results = CellResults(arguments.out / f"{arguments.eraser}.results.jsonl")
     with stages() as progress:
@@ -115,7 +132,7 @@ def fit(
     missing = [name for name, path in paths.items() if not path.exists()]
     if not missing:
         return paths
-    image_model = ImageModel.load(model, device="auto")
+    image_model = Remembering.load(model, device="auto")
     with stages() as progress:
         for concept in concepts:
             file = read_concept(HERE / "guards" / f"{concept}.json")

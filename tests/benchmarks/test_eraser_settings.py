@@ -7,9 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from benchmarks.eraser_settings import SETTINGS, configuration, fit, report, validation
-from examples.emoji.fit import ConceptFit
-from guard.artifact import Artifact
+from benchmarks.eraser_settings import SETTINGS, Remembering, configuration, fit, report, validation
 from guard.data.prompts import ImagePrompt
 from guard.errors import DataError
 from guard.evaluation.images.cells import CellResults
@@ -18,6 +16,7 @@ from guard.evaluation.images.judge import Judge, Judges
 from guard.evaluation.images.suite import BARE, ImageSuite
 from guard.fitting.images.closed_form.realera import RealEra
 from guard.fitting.images.closed_form.uce import Uce
+from guard.models.images import ImageModel
 from tests.guard.evaluation.images.fakes import FakeGenerator, judge_file
 from tests.guard.fitting.images.closed_form.test_fit import built, fitted
 
@@ -68,6 +67,15 @@ def test_artifacts_are_policies_and_those_that_are_there_are_kept(tmp_path: Path
     assert policy.guards == ("knife-near",) and policy.action == "overlay"
 
 
+def test_prompts_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Remembering(built("emoji"), name="tiny", architecture="tiny")
+    first = model.encode(["a knife", "a cat"])
+    monkeypatch.setattr(ImageModel, "encode", _never)
+    assert model.encode(["a knife", "a cat"]) is first
+    with pytest.raises(AssertionError):
+        model.encode(["a cat"])
+
+
 def test_constants_take_the_place_of_the_defaults() -> None:
     class Asked:
         instead = "a banana"
@@ -84,5 +92,5 @@ def test_constants_take_the_place_of_the_defaults() -> None:
     assert made["far-0.2"].far == 0.2 and len(set(made.values())) == len(made)
 
 
-def _never(_fit: ConceptFit) -> Artifact:
-    raise AssertionError("fitted again")
+def _never(*_arguments: object) -> Any:
+    raise AssertionError("done again")
