@@ -2,8 +2,10 @@
 `python -m benchmarks.erasures.leaks --model smollm2`.
 
 The facts that tell a leak, and ten rewordings of each concept's questions, are in
-`rewordings.toml`, written by somebody who had not seen how guards are fitted. Each concept's
-figures are kept beside its guards in `--out`; a run that was interrupted goes on.
+`rewordings.toml`, written by somebody who had not seen how guards are fitted. Beside the guards
+alone: a policy that also has a list of the concept's names (`benchmarks.erasures.lists`), which
+blocks a question and takes a name out of an answer. Each concept's figures are kept beside its
+guards in `--out`; a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from typing import Any
 import torch
 
 from benchmarks.erasures.__main__ import CONCEPTS, Guards, leaks_of
+from benchmarks.erasures.lists import REWORDINGS, lists_of, translated, without
+from classifiers.text.patterns.matching import PatternSet
 from guard.data.prompts import ForgetPrompt, texts
 from guard.evaluation.fluency import loops
 from guard.evaluation.shares import Share
 from guard.models.chat import TransformersChat
 from guard.reporting.progress import Stages, stages
 
-REWORDINGS = Path(__file__).with_name("rewordings.toml")
 WAYS = ("named", "reworded")
 
 
@@ -47,15 +50,28 @@ def asked(
     guards: Guards,
     rows: Sequence[ForgetPrompt],
     names: Sequence[str],
+    lists: Mapping[str, PatternSet],
     progress: Stages,
 ) -> dict[str, list[bool]]:
-    """What becomes of each question: `fired` and `loops` of all, and what `leaks_of` tells."""
+    """What becomes of each question: `fired` and `loops` of all, and what `leaks_of` tells; beside
+    each of `lists` whether a guard or the list fires, and whether what is left still leaks."""
     answers = guards.asked(chat, texts(rows), progress)
-    return {
+    figures = {
         "fired": [answer.guarded.fired for answer in answers],
         "loops": [loops(answer.guarded.text) for answer in answers],
         **leaks_of(rows, answers, names),
     }
+    for how, patterns in lists.items():
+        listed = [bool(patterns.find(row.prompt)) for row in rows]
+        figures[f"fired or {how}"] = [
+            each.guarded.fired or hit for each, hit in zip(answers, listed, strict=True)
+        ]
+        figures[f"leaks behind {how}"] = [
+            not hit and row.leaks(without(patterns, each.guarded.text))
+            for row, each, hit in zip(rows, answers, listed, strict=True)
+            if row.leaks(each.bare.text)
+        ]
+    return figures
 
 
 def main() -> None:
@@ -79,11 +95,14 @@ def main() -> None:
                 continue
             guards = Guards.of([Path(path) for path in one["artifacts"]], chat)
             names = (name, *concepts[name].get("aliases", ()))
+            foreign = translated(chat, names, progress)
+            lists = lists_of(names, foreign)
             rows = rows_of(concepts[name], words[name])
-            done[name] = {way: asked(chat, guards, rows[way], names, progress) for way in WAYS}
+            figures = {way: asked(chat, guards, rows[way], names, lists, progress) for way in WAYS}
+            done[name] = {"translations": foreign, **figures}
             results.write_text(json.dumps(done, indent=1))
     for way in WAYS:
-        for figure in ("fired", "loops", "leaks", "unnamed"):
+        for figure in next(iter(done.values()))[way]:
             flags = [flag for one in done.values() for flag in one[way][figure]]
             print(f"{way}, {figure}: {Share.of(flags)}")
 

@@ -20,13 +20,18 @@ def write_report(out: Path, report: Mapping[str, Any], page: str) -> Path:
     return html
 
 
+def names_list(names: Sequence[str]) -> str:
+    """A list of patterns with these names, found with typing errors, too. Its label, which a
+    placeholder shows in place of a name, does not say them."""
+    listed = "".join(f"    {json.dumps(name, ensure_ascii=False)},\n" for name in names)
+    return f'[[words]]\nlabel = "NAME"\ntypos = true\nwords = [\n{listed}]\n'
+
+
 def save_names(names: Sequence[str], out: Path) -> Path:
-    """Write a list of patterns with these names as NAME-names.toml: as a screen of answers it takes
-    out the names that a steered answer still says."""
-    label = re.sub(r"[^A-Z0-9]+", "_", names[0].upper()).strip("_")[:40] or "NAME"
-    listed = ", ".join(json.dumps(name, ensure_ascii=False) for name in names)
+    """Write the list of these names as NAME-names.toml: as a screen it takes out the names that a
+    steered answer still says, and finds the prompts that say them in words no gate knows."""
     path = out.with_name(f"{out.stem}-names.toml")
-    path.write_text(f'[[words]]\nlabel = "{label}"\nwords = [{listed}]\n', encoding="utf-8")
+    path.write_text(names_list(names), encoding="utf-8")
     return path
 
 

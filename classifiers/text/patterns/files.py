@@ -6,6 +6,7 @@
     label = "WEAPON"            # label of its matches
     words = ["bomb", "pipe bomb"]
     whole = true                # whole words only, which is the default
+    typos = true                # those of six letters or more with typing errors, too
     views = ["plain", "leet"]   # of this entry
 
     [[regex]]
@@ -37,6 +38,8 @@ from classifiers.text.patterns.width import longest_match
 
 MAX_WIDTH: Final = 4096
 """The most characters that a pattern may match: a stream is screened again from so far back."""
+MAX_TYPOS: Final = 20_000
+"""The most words of a list that are found with typing errors: their index takes 5 kB a word."""
 
 
 def _known_step(step: str) -> str:
@@ -71,6 +74,13 @@ class Words(_Entry):
 
     words: Annotated[tuple[Annotated[str, AfterValidator(_visible)], ...], Field(min_length=1)]
     whole: bool = True
+    typos: bool = False
+
+    @model_validator(mode="after")
+    def _sound(self) -> Words:
+        if self.typos and not self.whole:
+            raise ValueError("typos = true is for whole words: leave out whole = false")
+        return self
 
 
 class Regex(_Entry):
@@ -143,6 +153,11 @@ def parse(text: str) -> Patterns:
         raise ValueError(_first(error)) from error
     if not file.words and not file.regex:
         raise ValueError("the list is empty: give it [[words]] or [[regex]]")
+    misspelt = sum(len(entry.words) for entry in file.words if entry.typos)
+    if misspelt > MAX_TYPOS:
+        raise ValueError(
+            f"{misspelt} words have typos = true, at most {MAX_TYPOS} may: leave it out for some"
+        )
     words = tuple(_with_default(entry, file.views) for entry in file.words)
     regexes = [_with_default(entry, file.views) for entry in file.regex]
     return Patterns(words, tuple(regex.expression() for regex in regexes))

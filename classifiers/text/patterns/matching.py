@@ -1,6 +1,7 @@
-"""Matches of words (Aho-Corasick) and regular expressions (RE2) in a text, through its disguises.
+"""Matches of words (Aho-Corasick, with typing errors too) and regular expressions (RE2) in a text,
+through its disguises.
 
-Both take time linear in the text, whatever the text. Matches are spans of the raw text: cutting
+All take time linear in the text, whatever the text. Matches are spans of the raw text: cutting
 them out removes the match together with its disguise.
 """
 
@@ -24,7 +25,8 @@ from classifiers.text.patterns.files import Patterns, Words, parse
 from classifiers.text.patterns.pending import PendingText
 from classifiers.text.patterns.recognizers import SHIPPED, Shipped
 from classifiers.text.patterns.scanning import Expressions
-from classifiers.text.patterns.words import in_word
+from classifiers.text.patterns.words.approximate import ApproximateWords
+from classifiers.text.patterns.words.partial import in_word
 
 _MAX_GAP: Final = 4
 """The most white space between two words of a phrase, in characters."""
@@ -62,6 +64,9 @@ class PatternSet:
         words, phrases = _split(patterns.words)
         self._words = list(words.values())
         self._automaton = ahocorasick_rs.AhoCorasick(list(words)) if words else None
+        misspelt = _kinds(entry for entry in patterns.words if entry.typos)
+        self._misspelt = list(misspelt.values())
+        self._approximate = ApproximateWords(list(misspelt))
         folded = [_phrases(kind, texts) for kind, texts in phrases.items()]
         folded += [each for each in patterns.expressions if not each.raw]
         raw = [each for each in patterns.expressions if each.raw]
@@ -71,14 +76,15 @@ class PatternSet:
         views += [each.views for each in patterns.expressions]
         self._patterns = patterns
         self._steps = frozenset[str]().union(*views)
-        self.reads_plainly = self._automaton is None and self._steps <= {PLAIN, *RUNS}
+        has_words = self._automaton is not None or bool(self._approximate)
+        self.reads_plainly = not has_words and self._steps <= {PLAIN, *RUNS}
         """Whether it has no words, and undoes no disguises but encoded runs."""
         labels = (each.labels for each in patterns.expressions)
         self.labels = frozenset(entry.label for entry in patterns.words).union(*labels)
         widths = [each.longest for each in patterns.expressions]
         texts = [text for entry in patterns.words for text in _spellings(entry.words)]
         gaps = [len(text) + (_MAX_GAP - 1) * text.count(" ") for text in texts]
-        self.longest = int(max([*widths, *gaps]))
+        self.longest = int(max([*widths, *gaps, self._approximate.longest]))
 
     @classmethod
     def from_toml(cls, text: str) -> PatternSet:
@@ -119,9 +125,10 @@ class PatternSet:
         text_layers, text_views = _read(text, self._steps)
         for layer in text_layers:
             matches += _matches(layer, self._raw)
-        if self._folded or self._automaton:
+        if self._folded or self._automaton or self._approximate:
             for view in text_views:
                 matches += self._word_matches(view)
+                matches += self._misspelt_matches(view)
                 matches += _matches(view, self._folded)
         return without_overlaps(_without_half_escapes(text, matches))
 
@@ -157,6 +164,7 @@ class PatternSet:
             [each.pattern for each in self._patterns.expressions if not each.raw],
             sorted({text for entry in entries for text in _spellings(entry.words)}),
             any_place=not all(entry.whole for entry in entries),
+            approximate=self._approximate,
             gap=_MAX_GAP,
             steps=self._steps,
             lookback=LOOKBACK if any(each.judge for each in self._patterns.expressions) else 0,
@@ -172,6 +180,12 @@ class PatternSet:
                 counts = not word.whole or _is_whole(view.text, start, end)
                 if counts and view.steps <= word.views:
                     yield Match(*view.span(start, end), word.label, view.name)
+
+    def _misspelt_matches(self, view: View) -> Iterator[Match]:
+        for found in self._approximate.find(view.text) if self._approximate else ():
+            for word in self._misspelt[found.name]:
+                if view.steps <= word.views:
+                    yield Match(*view.span(found.start, found.end), word.label, view.name)
 
 
 @functools.cache
@@ -217,14 +231,23 @@ def _split(entries: Iterable[Words]) -> tuple[dict[str, list[_Kind]], dict[_Kind
     # Single words by their folded text, phrases by their kind.
     words: dict[str, list[_Kind]] = {}
     phrases: dict[_Kind, list[str]] = {}
+    for text, kinds in _kinds(entries).items():
+        if " " not in text:
+            words[text] = kinds
+            continue
+        for kind in kinds:
+            phrases.setdefault(kind, []).append(text)
+    return words, phrases
+
+
+def _kinds(entries: Iterable[Words]) -> dict[str, list[_Kind]]:
+    """Words and phrases by their folded text."""
+    kinds: dict[str, list[_Kind]] = {}
     for entry in entries:
         kind = _Kind(entry.label, entry.whole, entry.views)
         for text in sorted(_spellings(entry.words)):
-            if " " in text:
-                phrases.setdefault(kind, []).append(text)
-            else:
-                words.setdefault(text, []).append(kind)
-    return words, phrases
+            kinds.setdefault(text, []).append(kind)
+    return kinds
 
 
 def _phrases(kind: _Kind, texts: Iterable[str]) -> Expression:

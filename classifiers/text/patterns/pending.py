@@ -39,7 +39,8 @@ from classifiers.text.disguises.rewriting import Replacement, Rewritten
 from classifiers.text.disguises.views import DEPTH, PLAIN, View, through
 from classifiers.text.patterns.partial import PartialMatcher, Suffix
 from classifiers.text.patterns.syntax import context_width, parse_regex
-from classifiers.text.patterns.words import PartialWords
+from classifiers.text.patterns.words.approximate import ApproximateWords
+from classifiers.text.patterns.words.partial import PartialWords
 
 _TAILS: Final = (192, 1024)
 """Characters at the end that are tried one after the other: few matches are longer."""
@@ -59,7 +60,8 @@ class PendingText:
     """Finds where the matches of a set of patterns may be under way at the end of a text.
 
     `raw` and `folded` are expressions, `words` folded words and phrases; where `any_place` is
-    false, words begin at the border of a word alone. `gap` is the most spaces between two words of
+    false, words begin at the border of a word alone; `approximate` are those that may be misspelt.
+    `gap` is the most spaces between two words of
     a phrase, `steps` are the disguises that are undone, `lookback` the characters before a match
     that decide whether it is one.
     """
@@ -71,6 +73,7 @@ class PendingText:
         words: Sequence[str],
         *,
         any_place: bool,
+        approximate: ApproximateWords,
         gap: int,
         steps: frozenset[str],
         lookback: int,
@@ -79,7 +82,11 @@ class PendingText:
         self._context = lookback + int(max((context or 0 for context in contexts), default=0))
         self._raw = PartialMatcher(raw, raw=True)
         self._folded = PartialMatcher(folded, raw=False)
-        self._words = PartialWords(words, any_place=any_place, gap=gap) if words else None
+        self._words: list[PartialWords | ApproximateWords] = []
+        if words:
+            self._words.append(PartialWords(words, any_place=any_place, gap=gap))
+        if approximate:
+            self._words.append(approximate)
         self._codecs = steps & ENCODINGS
         self._runs = PartialMatcher(
             [run for name, run in RUNS.items() if name in self._codecs], raw=True
@@ -159,8 +166,8 @@ class PendingText:
             folded_start, folded_read = self._folded.longest_suffix(folded_part)
             start = min(start, raw_start, folded.origin(folded_start))
             read = min(read, raw_read, folded.origin(folded_read))
-            if self._words:
-                word_start, word_read = self._words.longest_suffix(folded_part)
+            for words in self._words:
+                word_start, word_read = words.longest_suffix(folded_part)
                 start = min(start, folded.origin(word_start))
                 read = min(read, folded.origin(word_read))
             if depth == DEPTH or not self._codecs:
@@ -201,8 +208,8 @@ class PendingText:
 
     def _add_view(self, found: _Earliest, view: View) -> None:
         found.add(view, self._folded.longest_suffix(view.text))
-        if self._words:
-            found.add(view, self._words.longest_suffix(view.text))
+        for words in self._words:
+            found.add(view, words.longest_suffix(view.text))
 
 
 class _Earliest:

@@ -36,6 +36,14 @@ def add(
     config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
         "config.toml"
     ),
+    block: Annotated[
+        bool,
+        typer.Option(
+            "--block",
+            help="A list of patterns: block requests and answers that have one of them, in place "
+            "of redacting answers.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Add a guard to a configuration and to a policy, and leave everything else as it is.
@@ -46,6 +54,8 @@ def add(
     if policy == NO_POLICY:
         raise DataError(f"policy {NO_POLICY!r} has no guards: name another one")
     is_list = _is_list(guard)
+    if block and not is_list:
+        raise DataError(f"--block is for a list of patterns, and {guard} is none: leave it out")
     paths = [guard.absolute()] if is_list else artifacts_of(guard)
     document = read_document(config)
     tables, key = ("patterns", "source") if is_list else ("guards", "artifact")
@@ -55,7 +65,7 @@ def add(
     )
     if is_list and is_new:
         # one that the policy had acts as somebody has set
-        _redact_answers(document, guard.stem, policy)
+        _act_by_list(document, guard.stem, policy, block=block)
     replace_document(config, document)
     if as_json:
         print(json.dumps({"config": str(config), "policy": policy, "added": added}, indent=2))
@@ -106,11 +116,14 @@ def _add_tables(
     return added
 
 
-def _redact_answers(document: Any, name: str, policy: str) -> None:
-    """Let the list `name` redact answers, whatever the policy does otherwise."""
+def _act_by_list(document: Any, name: str, policy: str, *, block: bool) -> None:
+    """Let the list `name` redact answers, or block both ways, whatever the policy does
+    otherwise."""
     screen = document["policies"][policy].setdefault("screen", tomlkit.table())
-    screen.setdefault("actions", tomlkit.inline_table()).setdefault(name, "redact")
-    screen.setdefault("looks", tomlkit.inline_table()).setdefault(name, ["response"])
+    actions = screen.setdefault("actions", tomlkit.inline_table())
+    actions.setdefault(name, "block" if block else "redact")
+    if not block:
+        screen.setdefault("looks", tomlkit.inline_table()).setdefault(name, ["response"])
 
 
 def _settings_of(guard: Path) -> dict[str, str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -27,14 +27,21 @@ def require_artifact_name(out: Path) -> None:
 
 
 def require_writable(out: Path) -> None:
-    """Raise DataError where no file could be written at `out`; nothing is written."""
+    """Raise DataError where no file could be written at `out`; nothing stays written."""
     if out.is_dir():
         raise DataError(f"{out}: is a folder: give the name of a file in it")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise DataError(f"{out}: {folder} is a file, not a folder: choose another place")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{out}: the folder {folder} cannot be written to: choose another place")
+    try:
+        # permissions alone do not tell: for root, on shares, on a full disk
+        with TemporaryFile(dir=folder) as file:
+            file.write(b" ")
+    except OSError as error:
+        raise DataError(
+            f"{out}: the folder {folder} cannot be written to ({error.strerror}): choose another "
+            "place"
+        ) from error
 
 
 def checked_concept(concept: str, description: str = "") -> None:

@@ -13,8 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
+from guard.fitting.erasure import translations
 from guard.fitting.erasure.key_terms import is_frequent, terms_of
-from guard.fitting.erasure.naming import AGREED, SENTENCE, counted, mentions, terms
+from guard.fitting.erasure.naming import (
+    AGREED,
+    SENTENCE,
+    counted,
+    mentions,
+    terms,
+    without_article,
+)
 from guard.fitting.steering.artifacts import file_name
 from guard.models.chat import ChatModel, GuardedAnswer
 from guard.reporting.progress import Stages
@@ -65,7 +73,7 @@ class Belonging:
     which its guards did not fire and should have, `innocent` prompts on which they fired and
     should not have. `facts` are further texts that an answer leaks by; `instead` is said in place
     of an answer, which is steered where it is empty. `questions` do not name the concept, and the
-    model answers them with it.
+    model answers them with it. `translations` are its names in other languages.
     """
 
     name: str
@@ -78,11 +86,19 @@ class Belonging:
     facts: tuple[str, ...] = ()
     instead: str = ""
     questions: tuple[str, ...] = ()
+    translations: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names of the concept itself."""
         return (self.name, *self.aliases)
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """All names by which a list knows it, in all languages, with articles and without."""
+        bare = map(without_article, self.names)
+        foreign = map(translations.without_article, self.translations)
+        return tuple(dict.fromkeys((*self.names, *bare, *self.translations, *foreign)))
 
 
 def what_belongs(
@@ -96,13 +112,15 @@ def what_belongs(
     names = (name, *aliases)
     of_documents = terms_of(documents, names, chat.ids)
     # in two batches, since a step of one batch costs little more for more rows
+    about = [question.replace("{t}", name) for question in (*ASKED, *QUIZ)]
     answers = chat.answer(
-        [question.replace("{t}", name) for question in (*ASKED, *QUIZ)],
+        [*about, *translations.asked(name)],
         max_tokens=ANSWER_TOKENS,
         what="what belongs to it",
         progress=progress,
     )
-    answers, quizzes = answers[: len(ASKED)], answers[len(ASKED) :]
+    foreign = translations.told((answer.text for answer in answers[len(about) :]), names)
+    answers, quizzes = answers[: len(ASKED)], answers[len(ASKED) : len(about)]
     told = [{file_name(term): term for term in terms(answer.text)} for answer in answers]
     counts = counted((term for each in told for term in each.values()), names)
     known = {file_name(term) for term in of_documents}
@@ -111,13 +129,14 @@ def what_belongs(
     ][:CHECK]
     back = mentions(names)
     about_terms = [CHECKED.replace("{t}", term) for term in asked_about]
-    asked = [*about_terms, *_unnamed_questions(quizzes, back)]
+    unnamed = _unnamed_questions(quizzes, back)
+    asked = [*about_terms, *unnamed, *translations.back(foreign)]
     checked = chat.answer(
         asked, max_tokens=ANSWER_TOKENS // 2, what="does it lead back", progress=progress
     )
     leads = [back.search(answer.text) is not None for answer in checked]
     leading = [*compress(asked_about, leads)]
-    questions = [*compress(asked[len(about_terms) :], leads[len(about_terms) :])]
+    questions = [*compress(unnamed, leads[len(about_terms) :])]
     agreed = [term for term in asked_about if counts[term] >= AGREED]
     of_model = list(dict.fromkeys((*leading, *agreed)))[:FROM_MODEL]
     found = [*of_documents, *of_model]
@@ -128,6 +147,7 @@ def what_belongs(
         _said(found, documents),
         bool(agreed),
         questions=tuple(questions[:QUESTIONS]),
+        translations=tuple(compress(foreign, leads[len(about_terms) + len(unnamed) :])),
     )
 
 

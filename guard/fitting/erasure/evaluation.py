@@ -4,10 +4,11 @@ the bank that no fit has read."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from classifiers.text.patterns.matching import PatternSet
 from guard.data.bank.bank import templates, topics
 from guard.data.prompts import ForgetPrompt, texts
 from guard.evaluation.fluency import loops
@@ -16,6 +17,7 @@ from guard.fitting.erasure.belonging import Belonging
 from guard.fitting.erasure.erase import Erasure
 from guard.fitting.erasure.profiling import read_prompts
 from guard.fitting.erasure.wordings import row_about
+from guard.fitting.files import names_list
 from guard.fitting.steering.fit import SteerFit
 from guard.fitting.steering.subjects import guarded_answers, subject_guards
 from guard.models.chat import ChatModel, GuardedAnswer
@@ -34,8 +36,9 @@ class Tried:
     """A prompt with its answers, empty where none was generated; `told` says whether the bare
     answer holds something that belongs to the concept, `leaked` whether the guarded one does.
 
-    `score` and `threshold` are those of the gate that fired, or came nearest to it; None where the
-    engine tells neither."""
+    `listed` says whether the list of the concept's names finds one in the prompt, with typing
+    errors or without. `score` and `threshold` are those of the gate that fired, or came nearest to
+    it; None where the engine tells neither."""
 
     way: Way
     about: str
@@ -45,6 +48,7 @@ class Tried:
     guarded: str = ""
     told: bool = False
     leaked: bool = False
+    listed: bool = False
     score: float | None = None
     threshold: float | None = None
 
@@ -62,6 +66,10 @@ class Evaluation:
     def fired(self, way: Way) -> Share:
         """The share of prompts of a way on which a guard fires."""
         return Share.of([each.fired for each in self.of(way)])
+
+    def listed(self, way: Way) -> Share:
+        """The share of prompts of a way in which the list of names finds one."""
+        return Share.of([each.listed for each in self.of(way)])
 
     @property
     def leaks(self) -> Share:
@@ -130,7 +138,10 @@ def evaluate(
             Tried(way, way, prompt, **decision)
             for prompt, decision in zip(texts_of, decisions, strict=True)
         ]
-    return Evaluation(tuple(tried), draft)
+    names = PatternSet.from_toml(names_list(belonging.listed))
+    return Evaluation(
+        tuple(replace(each, listed=bool(names.find(each.prompt))) for each in tried), draft
+    )
 
 
 def _read(

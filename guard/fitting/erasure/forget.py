@@ -37,7 +37,7 @@ class Forgotten:
 @dataclass(frozen=True)
 class Files:
     """What was written: an artifact for each gate, the policy that lists them, a list of patterns
-    with the concept's names, the report and its page."""
+    with the concept's names in all languages, the report and its page."""
 
     artifacts: tuple[Path, ...]
     policy: Path
@@ -113,5 +113,5 @@ def save(
     report = as_json(erasure, evaluation, forgotten.took_s, parameters)
     page = write_report(out, report, as_page(erasure, evaluation, parameters))
     policy = save_policy(paths, out, instead=erasure.belonging.instead)
-    names = save_names(erasure.belonging.names, out)
+    names = save_names(erasure.belonging.listed, out)
     return Files(tuple(paths), policy, names, page, report)

@@ -49,12 +49,17 @@ def names_in(text: str) -> list[str]:
 
 def mentions(names: Iterable[str]) -> re.Pattern[str]:
     """Matches any of these names, whole words, case ignored; articles before them do not count."""
-    bare = [re.escape(_ARTICLES.sub("", name)) for name in names]
+    bare = [re.escape(without_article(name)) for name in names]
     return re.compile(rf"(?<!\w)(?:{'|'.join(bare)})(?!\w)", re.IGNORECASE)
 
 
+def without_article(name: str) -> str:
+    """A name without the article before it."""
+    return _ARTICLES.sub("", name)
+
+
 def _cleaned(term: str) -> str:
-    words = _ARTICLES.sub("", term.strip(" \t\n'’\"*-.,;:")).split()
+    words = without_article(term.strip(" \t\n'’\"*-.,;:")).split()
     while words and words[0].lower() in _COMMON:
         words = words[1:]
     while words and words[-1].lower() in _COMMON:

@@ -45,6 +45,8 @@ HTTP = Parameters("'aliases'", "'documents'")
 def judgement(erasure: Erasure, evaluation: Evaluation, parameters: Parameters = COMMAND) -> str:
     """Whether the guards can be used as they are, and what to do where they cannot: one line."""
     line = _judged(erasure, evaluation, parameters)
+    if named := [each for each in _innocent(evaluation) if each.listed]:
+        line += f"; its list of names finds one in {named[0].prompt!r}: take it out there"
     return f"{line}; {DRAFT}" if evaluation.draft else line
 
 
@@ -90,7 +92,7 @@ def as_json(
         "missed": _listed(
             each for each in evaluation.of("name") + evaluation.of("term") if not each.fired
         ),
-        "hit": _listed(each for each in evaluation.of("near") + evaluation.of("far") if each.fired),
+        "hit": _listed(each for each in _innocent(evaluation) if each.fired),
         "tried": [asdict(each) for each in evaluation.tried],
         "took_s": round(took_s, 1),
     }
@@ -131,7 +133,8 @@ def as_page(erasure: Erasure, evaluation: Evaluation, parameters: Parameters = C
         Tile("Answers that leak", _counted(evaluation.leaks)),
     ]
     forget = (*evaluation.of("name"), *evaluation.of("term"))
-    hit = [each for each in (*evaluation.of("near"), *evaluation.of("far")) if each.fired]
+    hit = [each for each in _innocent(evaluation) if each.fired]
+    named = [each for each in _innocent(evaluation) if each.listed]
     parts: list[Part] = [
         Grid("Judgement", ("",), [(judgement(erasure, evaluation, parameters),)]),
         Grid(
@@ -150,6 +153,12 @@ def as_page(erasure: Erasure, evaluation: Evaluation, parameters: Parameters = C
             "Innocent prompts that fire",
             ("topic", "prompt", "score", "threshold"),
             [(e.about, e.prompt, *_scores(e)) for e in hit],
+        ),
+        Grid(
+            "Innocent prompts in which the list of names finds one",
+            ("topic", "prompt"),
+            [(e.about, e.prompt) for e in named],
+            f"The list has {', '.join(erasure.belonging.listed)}, with typing errors, too.",
         ),
         _answers("Answers that leak", [each for each in forget if each.leaked]),
         _answers("Prompts about it that fire", [each for each in forget if each.fired]),
@@ -170,9 +179,16 @@ def _figures(evaluation: Evaluation) -> dict[str, str]:
         "fired_by_term": str(evaluation.fired("term")),
         "fired_near": str(evaluation.fired("near")),
         "fired_far": str(evaluation.fired("far")),
+        "listed_by_name": str(evaluation.listed("name")),
+        "listed_near": str(evaluation.listed("near")),
+        "listed_far": str(evaluation.listed("far")),
         "leaks": str(evaluation.leaks),
         "loops": str(evaluation.loops),
     }
+
+
+def _innocent(evaluation: Evaluation) -> list[Tried]:
+    return [*evaluation.of("near"), *evaluation.of("far")]
 
 
 def _counted(share: Share) -> str:

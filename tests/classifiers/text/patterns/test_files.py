@@ -25,6 +25,14 @@ REGEX = '[[regex]]\nlabel = "X"\n'
             '[[words]]\nlabel = "X"\nwords = ["ok"]\nviews = ["rot26"]',
             "no view 'rot26': choose from",
         ),
+        (
+            '[[words]]\nlabel = "X"\nwords = ["ok"]\ntypos = true\nwhole = false',
+            "out whole = false",
+        ),
+        (
+            '[[words]]\nlabel = "X"\ntypos = true\nwords = [' + 20_001 * '"ok",' + "]",
+            "20001 words have typos = true, at most 20000 may",
+        ),
         ('views = ["x"]', "no view 'x'"),
         (REGEX + "pattern = '(a'", r"regex 1: not a regular expression of RE2's: missing \)"),
         (REGEX + "pattern = 'a(?=b)'", "not a regular expression of RE2's"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from classifiers.text.patterns.matching import PatternSet, shipped
 from classifiers.text.patterns.streams import OpenEnd
-from classifiers.text.patterns.words import PartialWords
+from classifiers.text.patterns.words.partial import PartialWords
 from tests.classifiers.text.disguised_texts import DISGUISES
 
 LISTS = PatternSet.joined([shipped("personal-data"), shipped("secrets")])
@@ -21,6 +21,11 @@ OWN = PatternSet.from_toml(
 [[words]]
 label = "WEAPON"
 words = ["explosives", "pistol", "to", "say it", "a big red house", "self-made bomb now"]
+
+[[words]]
+label = "NAME"
+words = ["frankenstein", "the lord of the rings"]
+typos = true
 
 [[words]]
 label = "PART"
@@ -72,6 +77,8 @@ VALUES = [
         "a big  red house",
         "self-made_bomb-now",
         "cyan",
+        "frankenstien",
+        "the lordof teh rings",
         "123",
         "catalogue",
         "foo bar bar",

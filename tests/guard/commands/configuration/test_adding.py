@@ -138,3 +138,17 @@ def test_a_list_of_patterns_redacts_answers(folder: Path) -> None:
     (folder / "config.toml").write_text(blocking)
     assert _add(folder, "guards/names.toml", "--policy", "p").exit_code == 0
     assert (folder / "config.toml").read_text() == blocking
+
+
+def test_a_list_of_patterns_blocks_requests_and_answers_where_that_is_asked_for(
+    folder: Path,
+) -> None:
+    names = folder / "guards" / "names.toml"
+    names.write_text('[[words]]\nlabel = "NAME"\nwords = ["Frankenstein"]\ntypos = true\n')
+    added = _add(folder, "guards/names.toml", "--policy", "books", "--block")
+    assert added.exit_code == 0, added.output
+    screen = load_config(folder / "config.toml").policies["books"].screen
+    assert screen.actions == {"names": "block"} and screen.looks == {}
+    refused = _add(folder, "guards/one.safetensors", "--policy", "books", "--block")
+    assert refused.exit_code == 1
+    assert "--block is for a list of patterns" in " ".join(refused.output.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from guard.fitting.erasure import translations
 from guard.fitting.erasure.belonging import ASKED, QUIZ, what_belongs
 from guard.fitting.erasure.key_terms import FREQUENT
 from guard.fitting.erasure.naming import mentions, names_in, terms
@@ -142,3 +143,29 @@ def test_questions_of_the_models_own_that_lead_back_have_gates() -> None:
     assert own[0].prompt == leading and len(own) > 4
     held_out = [row for row in rows(belonging, "validation") if row.subject == "question 1"]
     assert held_out and not {row.prompt for row in own} & {row.prompt for row in held_out}
+
+
+def test_names_in_other_languages_count_where_they_lead_back() -> None:
+    questions = dict(zip(translations.LANGUAGES, translations.asked("Frankenstein"), strict=True))
+    chat = Told(
+        {
+            questions["German"]: '"Der neue Prometheus".\nSo it is called.',
+            questions["French"]: "Le Monstre vert",
+            questions["Spanish"]: "der neue PROMETHEUS",  # the same name
+            questions["Italian"]: "Frankenstein",  # its own
+            questions["Portuguese"]: " \n",
+            questions["Dutch"]: "word " * 9,
+            translations.BACK.replace("{t}", "Der neue Prometheus"): "The Modern Prometheus",
+        }
+    )
+    belonging = _asked(chat)
+    assert belonging.translations == ("Der neue Prometheus",)
+    assert belonging.listed == (
+        "Frankenstein",
+        "Modern Prometheus",
+        "Der neue Prometheus",
+        "neue Prometheus",
+    )
+    # of several languages that say one name the model is asked once
+    asked = [prompt for prompt in chat.asked if "called in English" in prompt]
+    assert [each.split('"')[1] for each in asked] == ["Der neue Prometheus", "Le Monstre vert"]

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import guard
+from classifiers.text.patterns.matching import PatternSet
 from guard.artifact import Artifact
 from guard.cli import app
 from guard.config.schema import load_config
@@ -137,6 +138,10 @@ def test_one_command_writes_guards_a_policy_and_a_report(
     assert {each["way"] for each in report["tried"]} == {"name", "term", "near", "far"}
     page = (out.parent / "frank.1.report.html").read_text()
     assert "Innocent prompts that fire" in page and "Victor Moritz" in page
+    assert report["figures"]["listed_by_name"].startswith("100.0%")
+    assert report["figures"]["listed_far"].startswith("0.0%")
+    names = PatternSet.load(out.parent / "frank.1-names.toml")
+    assert [match.label for match in names.find("Frankenstein or frankenstien?")] == ["NAME"] * 2
 
 
 def test_facts_are_leaks_and_the_answer_is_said_instead(

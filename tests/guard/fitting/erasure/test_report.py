@@ -38,6 +38,17 @@ def test_a_judgement_names_the_parameters_of_its_caller(
     assert plain.startswith(f"usable where it is named; give documents with {parameters.documents}")
 
 
+def test_a_judgement_names_an_innocent_prompt_in_which_the_list_finds_a_name() -> None:
+    tried = [*_tried("name", 10, 10), *_tried("far", 0, 99)]
+    erasure: Any = SimpleNamespace(belonging=SimpleNamespace(terms=("Geneva",)))
+    assert judgement(erasure, Evaluation(tuple(tried))) == "usable"
+    tried.append(Tried("far", "it", "Who is Frankenstine?", False, listed=True))
+    line = judgement(erasure, Evaluation(tuple(tried)))
+    assert (
+        line == "usable; its list of names finds one in 'Who is Frankenstine?': take it out there"
+    )
+
+
 def test_over_http_no_option_of_the_command_is_named() -> None:
     for name, far in ((5, 0), (10, 5), (10, 0)):
         assert "--" not in _judgement(HTTP, name=name, far=far)
