@@ -3,16 +3,20 @@
     python -m benchmarks.eraser_settings realera --concepts knife,pizza --images 8 --out FOLDER
 
 The judge is the one that may choose (`second_opinion` of the suite), so that no figure is one of
-the eraser: it says which settings to measure. Artifacts and finished cells in FOLDER are kept.
+the eraser: it says which settings to measure. Artifacts and finished cells in FOLDER are kept. With
+`--moved` no image is generated: how far an edit moves what the text projections make of phrases,
+those of the concept that no fit has seen, and all of the other concepts.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -33,12 +37,28 @@ from guard.fitting.images.closed_form.realera import RealEra
 from guard.fitting.images.closed_form.uce import Uce
 from guard.fitting.images.trained.denoisers.spm import Spm
 from guard.models.images import ImageModel
-from guard.reporting.progress import stages
+from guard.reporting.progress import Stages, stages
+from steering.engines.diffusion.seams.projections import text_projections
+from steering.images.conditioning import Conditioning
 from steering.methods import method_named
 
 Fit = Callable[[ConceptFit], Artifact]
 
 KINDS = ("direct", "paraphrase", "pair")
+
+
+class Remembering(ImageModel):
+    """Encodes prompts once: settings differ in what is made of their states."""
+
+    @cached_property
+    def _encoded(self) -> dict[tuple[str, ...], Conditioning]:
+        return {}
+
+    def encode(self, prompts: Sequence[str], stages: Stages | None = None) -> Conditioning:
+        known, key = self._encoded, tuple(prompts)
+        if key not in known:
+            known[key] = super().encode(prompts, stages)
+        return known[key]
 
 
 def realera(**constants: Any) -> Fit:
@@ -55,6 +75,8 @@ def spm(updates: int, **settings: Any) -> Fit:
 SETTINGS: Mapping[str, Mapping[str, Fit]] = {
     "realera": {
         "uce": lambda fit: fit.closed_form(Uce(fit.instead)),
+        "uce-keep-0.3": lambda fit: fit.closed_form(Uce(fit.instead, keep=0.3)),
+        "uce-keep-1": lambda fit: fit.closed_form(Uce(fit.instead, keep=1.0)),
         "defaults": realera(),
         "near-0.6": realera(near=0.6),
         "near-0.9": realera(near=0.9),
@@ -83,7 +105,9 @@ def main() -> None:
     parser.add_argument("eraser", choices=SETTINGS)
     parser.add_argument("--concepts", default="knife,pizza")
     parser.add_argument("--only", help="of the settings")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of prompts")
     parser.add_argument("--images", type=int, default=8, help="of each concept and kind")
+    parser.add_argument("--moved", action="store_true", help="of closed forms, without images")
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -93,12 +117,18 @@ def main() -> None:
     concepts = arguments.concepts.split(",")
     arguments.out.mkdir(parents=True, exist_ok=True)
     fitted = fit(settings, concepts, arguments.model, arguments.out)
+    if arguments.moved:
+        model = Remembering.load(arguments.model, device="auto")
+        for concept in concepts:
+            edits = {name: fitted[f"{concept}-{name}"] for name in settings}
+            Console(width=160).print(moved_table(model, concept, edits))
+        return
     suite = validation(load_suite(HERE / "erasers.toml"), [*settings], arguments.images)
     judges = Judges(Judge(suite.judge))
     chosen = [
         row
         for row in read_prompts(suite, judges.judge)
-        if row.concept in concepts and row.kind in KINDS
+        if row.concept in concepts and row.kind in arguments.kinds.split(",")
     ]
     results = CellResults(arguments.out / f"{arguments.eraser}.results.jsonl")
     with stages() as progress:
@@ -115,7 +145,7 @@ def fit(
     missing = [name for name, path in paths.items() if not path.exists()]
     if not missing:
         return paths
-    image_model = ImageModel.load(model, device="auto")
+    image_model = Remembering.load(model, device="auto")
     with stages() as progress:
         for concept in concepts:
             file = read_concept(HERE / "guards" / f"{concept}.json")
@@ -157,6 +187,34 @@ def configuration(fitted: Mapping[str, Path], model: str) -> Config:
             "policies": {n: {"guards": [n], "action": action} for n, action in actions.items()},
         }
     )
+
+
+def moved(model: ImageModel, edit: Artifact, phrases: Sequence[str]) -> float:
+    """How far an edit moves what the text projections make of phrases' tokens, as a share of it:
+    the mean over layers."""
+    text = model.encode(phrases)
+    ((stream, states),) = text.states.items()
+    tokens = states[text.masks[stream]].float()
+    (group,) = [name for name in edit.tensors if name.startswith("reads.")]
+    read = tokens @ torch.from_numpy(edit.tensors[group]).T
+    shares = [
+        (read @ torch.from_numpy(edit.tensors[f"writes.{name}"])).norm()
+        / (tokens @ layer.weight.detach().cpu().float().T).norm()
+        for name, layer in text_projections(model.family.cross_attention()).items()
+    ]
+    return float(torch.stack(shares).mean())
+
+
+def moved_table(model: ImageModel, concept: str, edits: Mapping[str, Path]) -> Table:
+    """One row a setting."""
+    files = {path.stem: read_concept(path) for path in sorted((HERE / "guards").glob("*.json"))}
+    unseen = files[concept].phrases.validation
+    others = [text for name in files if name != concept for text in files[name].phrases.train]
+    table = Table("settings", f"{concept}, {len(unseen)} unseen phrases", f"{len(others)} others")
+    for name, path in edits.items():
+        edit = Artifact.load(path)
+        table.add_row(name, *(f"{moved(model, edit, each):.3f}" for each in (unseen, others)))
+    return table
 
 
 def report(cells: EvaluatedCells, names: list[str]) -> Table:

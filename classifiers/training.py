@@ -44,37 +44,41 @@ def train_heads(
     unsafe: Tensor,
     recipe: Recipe,
     tick: Callable[[int], None] = lambda _steps: None,
+    *,
+    start: Heads | None = None,
+    weights: Tensor | None = None,
 ) -> Heads:
     """Train the heads of all members on `states [n, tokens, width]` and labels `unsafe [n]`.
 
-    Half of each batch is unsafe, half safe. The states are standardised by one mean and deviation
-    per coordinate; both are folded into the returned heads. `tick(1)` is called after each step.
+    Half of each batch is unsafe, half safe, sampled by their `weights [n]`, or all alike. The
+    states are standardised by one mean and deviation per coordinate; both are folded into the
+    returned heads. `tick(1)` is called after each step. The heads go on from `start`, whose number
+    and shapes count in place of the recipe's, or from random ones.
     """
     flat = states.float().flatten(0, 1)
     mean, deviation = flat.mean(0), flat.std(0).clamp(min=1e-6)
     standardised = (states.float() - mean) / deviation
-    heads = fresh(
-        recipe.members,
-        states.shape[-1],
-        queries=recipe.queries,
-        hidden=recipe.hidden,
-        seed=recipe.seed,
-    )
+    if start is None:
+        heads = fresh(
+            recipe.members,
+            states.shape[-1],
+            queries=recipe.queries,
+            hidden=recipe.hidden,
+            seed=recipe.seed,
+        )
+    else:
+        heads = _unfolded(start, mean, deviation)
     trained = {name: part.clone().requires_grad_() for name, part in heads.parts().items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=recipe.rate, weight_decay=recipe.decay)
     random = torch.Generator().manual_seed(recipe.seed)
     positive, negative = unsafe.nonzero()[:, 0], (~unsafe).nonzero()[:, 0]
     half = recipe.batch // 2
-    labels = torch.cat([torch.ones(half), torch.zeros(half)])[:, None].expand(-1, recipe.members)
+    labels = torch.cat([torch.ones(half), torch.zeros(half)])[:, None].expand(-1, len(heads))
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * min(1.0, 2.0 * (1.0 - step / recipe.steps))
-        rows = torch.cat(
-            [
-                label_rows[torch.randint(len(label_rows), (half,), generator=random)]
-                for label_rows in (positive, negative)
-            ]
-        )
+        sides = [side[_sampled(side, weights, half, random)] for side in (positive, negative)]
+        rows = torch.cat(sides)
         batch = standardised[rows]
         level = recipe.noise * torch.rand(len(batch), 1, 1, generator=random)
         batch = batch + level * torch.randn(batch.shape, generator=random)
@@ -103,6 +107,13 @@ def attacked(heads: Heads, batch: Tensor, labels: Tensor, recipe: Recipe) -> Ten
     return moved.detach()
 
 
+def _sampled(side: Tensor, weights: Tensor | None, count: int, random: torch.Generator) -> Tensor:
+    """`count` positions in `side`, which has rows of one label."""
+    if weights is None:
+        return torch.randint(len(side), (count,), generator=random)
+    return weights[side].multinomial(count, replacement=True, generator=random)
+
+
 def _unit(slope: Tensor) -> Tensor:
     size = slope.flatten(1).norm(dim=1).clamp(min=1e-12)
     unit: Tensor = slope / size[:, None, None]
@@ -119,4 +130,17 @@ def _folded(heads: Heads, mean: Tensor, deviation: Tensor) -> Heads:
         queries=heads.queries / deviation,
         hidden=by_query.reshape(members, k * width, -1),
         hidden_bias=heads.hidden_bias - shift,
+    )
+
+
+def _unfolded(heads: Heads, mean: Tensor, deviation: Tensor) -> Heads:
+    """The inverse of `_folded`: heads on standardised states."""
+    members, k, width = heads.queries.shape
+    by_query = heads.hidden.reshape(members, k, width, -1)
+    shift = torch.einsum("w,mkwd->md", mean, by_query)
+    return replace(
+        heads,
+        queries=heads.queries * deviation,
+        hidden=(by_query * deviation[:, None]).reshape(members, k * width, -1),
+        hidden_bias=heads.hidden_bias + shift,
     )

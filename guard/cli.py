@@ -37,6 +37,7 @@ BUILT_IN = {
     "explain": "guard.commands.explain:app",
     "fit": "guard.commands.fit.command:app",
     "gate": "guard.commands.artifact.gate:app",
+    "harden": "guard.commands.artifact.harden:app",
     "import": "guard.commands.importing.command:app",
     "inspect": "guard.commands.artifact.inspect:app",
     "keys": "guard.commands.tenants.keys:app",

@@ -13,8 +13,8 @@ import torch
 from rich.progress import track
 
 from benchmarks.attacks import concepts
-from benchmarks.attacks.search import Candidate
 from benchmarks.attacks.target import Target
+from guard.fitting.prompts.swaps import Candidate
 
 Search = Callable[[str, int], Iterator[Candidate]]
 """`search(concept, number)` is the search for the prompt of that number, step by step."""
@@ -28,6 +28,9 @@ def option_parser(description: str | None, efforts: str) -> argparse.ArgumentPar
     parser.add_argument("--out", type=Path, required=True, help="JSON Lines; a search resumes it")
     parser.add_argument("--concepts", default=",".join(concepts.CONCEPTS), help="with commas")
     parser.add_argument("--prompts", type=int, default=5, help="searches for each concept")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first search: others have other seeds"
+    )
     parser.add_argument(
         "--efforts", default=efforts, help="steps after which the prompt is written"
     )
@@ -58,7 +61,7 @@ def run(
     done = {(row["concept"], row["how"]) for row in _rows(out)}
     missing = [
         (concept, number)
-        for number in range(arguments.prompts)
+        for number in range(arguments.first, arguments.first + arguments.prompts)
         for concept in arguments.concepts.split(",")
         if (concept, f"prompt {number}") not in done
     ]

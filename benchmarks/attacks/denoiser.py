@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.attacks import command, concepts
-from benchmarks.attacks.search import Candidate, greedy_swaps
 from benchmarks.attacks.target import Target, Views
+from guard.fitting.prompts.swaps import Candidate, greedy_swaps
 from steering.images.conditioning import Conditioning
 
 _GENERATED = 2

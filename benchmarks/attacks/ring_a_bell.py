@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.attacks import command, concepts
-from benchmarks.attacks.search import Candidate, greedy_swaps
 from benchmarks.attacks.target import Target
+from guard.fitting.prompts.swaps import Candidate, greedy_swaps
 
 FRAMES = 40
 

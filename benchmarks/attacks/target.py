@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guard.fitting.prompts.vocabulary import words
+from guard.fitting.prompts.vocabulary import typed, words
 from steering.images.conditioning import Conditioning
 
 
@@ -51,10 +51,8 @@ class Target:
 
     def survives(self, candidates: Tensor) -> Tensor:
         """Whether each prompt, decoded and tokenised again, has the same tokens, `[n]`."""
-        rows = candidates.tolist()
-        texts = [self.text(row) for row in rows]
-        tokenised = self.tokenizer(texts, add_special_tokens=False).input_ids
-        return torch.tensor([row == ids for row, ids in zip(rows, tokenised, strict=True)])
+        _, same = typed(self.tokenizer, candidates)
+        return same
 
     @cached_property
     def words(self) -> list[tuple[int, str]]:

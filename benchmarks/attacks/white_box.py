@@ -23,9 +23,9 @@ from torch import Tensor
 
 from benchmarks.attacks import command, concepts, denoiser
 from benchmarks.attacks.generating import EmbeddingGenerator
-from benchmarks.attacks.search import Candidate
 from guard.config.schema import load_config
 from guard.evaluation.m_erasure.guarded_loss import gradients_of, limits_of, through_guards
+from guard.fitting.prompts.swaps import Candidate
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.families import Family, family_of
 from steering.images.conditioning import Conditioning

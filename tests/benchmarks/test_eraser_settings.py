@@ -7,9 +7,15 @@ from typing import Any, cast
 
 import pytest
 
-from benchmarks.eraser_settings import SETTINGS, configuration, fit, report, validation
-from examples.emoji.fit import ConceptFit
-from guard.artifact import Artifact
+from benchmarks.eraser_settings import (
+    SETTINGS,
+    Remembering,
+    configuration,
+    fit,
+    moved,
+    report,
+    validation,
+)
 from guard.data.prompts import ImagePrompt
 from guard.errors import DataError
 from guard.evaluation.images.cells import CellResults
@@ -18,8 +24,10 @@ from guard.evaluation.images.judge import Judge, Judges
 from guard.evaluation.images.suite import BARE, ImageSuite
 from guard.fitting.images.closed_form.realera import RealEra
 from guard.fitting.images.closed_form.uce import Uce
+from guard.models.images import ImageModel
+from steering.engines.diffusion.seams.projections import text_projections
 from tests.guard.evaluation.images.fakes import FakeGenerator, judge_file
-from tests.guard.fitting.images.closed_form.test_fit import built, fitted
+from tests.guard.fitting.images.closed_form.test_fit import built, deltas, fitted
 
 ROWS = [
     ImagePrompt(kind="direct", concept="knife", prompt="a knife"),
@@ -68,6 +76,31 @@ def test_artifacts_are_policies_and_those_that_are_there_are_kept(tmp_path: Path
     assert policy.guards == ("knife-near",) and policy.action == "overlay"
 
 
+def test_an_edit_moves_the_concept_farther_than_what_it_keeps() -> None:
+    family = built("emoji")
+    model = ImageModel(family, name="tiny", architecture="tiny")
+    edit = fitted(family, Uce("a banana", keep=10.0), least_share=0.0)
+    share = moved(model, edit, ["a knife"])
+    text = family.encode(["a knife"])
+    tokens = text.states["text"][text.masks["text"]]
+    layers = text_projections(family.cross_attention())
+    expected = [
+        float((tokens @ delta.T).norm() / (tokens @ layers[name].weight.T).norm())
+        for name, delta in deltas(edit).items()
+    ]
+    assert share == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    assert share > moved(model, edit, ["a red table"]) > 0.0
+
+
+def test_prompts_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Remembering(built("emoji"), name="tiny", architecture="tiny")
+    first = model.encode(["a knife", "a cat"])
+    monkeypatch.setattr(ImageModel, "encode", _never)
+    assert model.encode(["a knife", "a cat"]) is first
+    with pytest.raises(AssertionError):
+        model.encode(["a cat"])
+
+
 def test_constants_take_the_place_of_the_defaults() -> None:
     class Asked:
         instead = "a banana"
@@ -78,11 +111,11 @@ def test_constants_take_the_place_of_the_defaults() -> None:
     made = {
         name: cast(Any, make)(Asked())
         for name, make in SETTINGS["realera"].items()
-        if name != "uce"
+        if not name.startswith("uce")
     }
     assert made["defaults"] == RealEra(Uce("a banana"))
     assert made["far-0.2"].far == 0.2 and len(set(made.values())) == len(made)
 
 
-def _never(_fit: ConceptFit) -> Artifact:
-    raise AssertionError("fitted again")
+def _never(*_arguments: object) -> Any:
+    raise AssertionError("done again")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from classifiers.heads import fresh
+from classifiers.heads import Heads, fresh
 from classifiers.training import Recipe, attacked, train_heads
 
 RECIPE = Recipe(members=2, hidden=8, steps=300, batch=32, rate=1e-2, radius=0.1)
@@ -61,3 +61,32 @@ def test_training_on_attacks_makes_heads_harder_to_mislead() -> None:
         moved = attacked(heads, held_out, labels, strong)
         errors.append(float(((heads(moved) > 0) != held_out_unsafe[:, None]).float().mean()))
     assert errors[1] < errors[0]
+
+
+def test_training_goes_on_from_heads() -> None:
+    states, unsafe = prompts(100, 0)
+    heads = train_heads(states, unsafe, replace(RECIPE, steps=20))
+    # a step of no length changes nothing, however the states are standardised
+    still = train_heads(
+        2 * states + 1, unsafe, replace(RECIPE, steps=1, rate=0.0, members=1), start=heads
+    )
+    for before, after in zip(heads.parts().values(), still.parts().values(), strict=True):
+        assert torch.allclose(before, after, atol=1e-4)
+    further = train_heads(states, unsafe, replace(RECIPE, steps=20), start=heads)
+
+    def loss(trained: Heads) -> Tensor:
+        labels = unsafe.float()[:, None].expand(-1, 2)
+        return torch.nn.functional.binary_cross_entropy_with_logits(trained(states), labels)
+
+    assert loss(further) < loss(heads)
+
+
+def test_rows_are_sampled_by_their_weights() -> None:
+    states, unsafe = prompts(200, 0)
+    # half of the labels are wrong, and have no weight
+    wrong = torch.arange(200) < 100
+    labels = torch.where(wrong, ~unsafe, unsafe)
+    heads = train_heads(states, labels, RECIPE, weights=(~wrong).float())
+    held_out, held_out_unsafe = prompts(100, 1)
+    right = (heads(held_out) > 0) == held_out_unsafe[:, None]
+    assert right.float().mean(0).min() > 0.95

@@ -58,6 +58,21 @@ def write_report(
     title: str,
 ) -> None:
     """Write SUITE.ENDING.json and SUITE.ENDING.html, and print the figures."""
+    content = written_report(options, suite, report, facts, ending=ending, title=title)
+    if options.as_json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def written_report(
+    options: SuiteOptions,
+    suite: ImageSuite,
+    report: Report,
+    facts: Mapping[str, Any],
+    *,
+    ending: str,
+    title: str,
+) -> dict[str, Any]:
+    """The same but for printing JSON, which is returned: a command may have several reports."""
     # imported here since only the extra `fit` has what it needs
     from guard.reporting.page import write_text
 
@@ -73,13 +88,13 @@ def write_report(
     page = base.with_name(f"{base.name}.html")
     write_text(page, report.page(f"{title}: {options.name}", subtitle))
     if options.as_json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
-        return
+        return content
     console = Console()
     console.print(_figures(report.figures))
     if report.methods:
         console.print(_methods(report.table()))
     console.print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
+    return content
 
 
 def _figures(figures: Sequence[Figure]) -> Table:

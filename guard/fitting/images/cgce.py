@@ -73,11 +73,12 @@ def fit_cgce(
     """
     splits = sorted({prompt.split for prompt in prompts} - {"train"})
     encoded = image_model.encode([prompt.text for prompt in prompts], progress)
-    settings: dict[str, Any] = {"streams": list(encoded.states), "strength": 1.0} | vars(descent)
+    settings: dict[str, Any] = {"streams": list(encoded.states), "strength": 1.0, "target": 0.0}
+    settings |= vars(descent)
     space = _space(encoded, prompts, descent.rank, recipe.seed)
 
-    def guards(heads: dict[str, Any], target: float = 0.0) -> CgceGuards:
-        return stack([FittedGuard("fit", heads | space, settings | {"target": target})])
+    def guards(heads: dict[str, Any]) -> CgceGuards:
+        return stack([FittedGuard("fit", heads | space, settings)])
 
     def encode(known: Sequence[LabelledPrompt]) -> Conditioning:
         new = [prompt.text for prompt in known[encoded.rows :]]
@@ -101,7 +102,8 @@ def fit_cgce(
     )
     text = encode(prompts)
     unsafe = torch.tensor([prompt.unsafe for prompt in prompts])
-    trained, texts, kinds, logits = [], [], [], []
+    trained: list[dict[str, Any]] = []
+    scored: list[tuple[LabelledPrompt, float]] = []
     for number, split in enumerate(splits):
         held_out = torch.tensor([prompt.split == split for prompt in prompts])
         train = ~held_out
@@ -110,17 +112,39 @@ def fit_cgce(
         fold_recipe = replace(recipe, seed=recipe.seed + number)
         stage = f"{number + 1} of {len(splits)}"
         trained.append(_heads(text.select(train), unsafe[train], fold_recipe, stage, progress))
-        logits += guards(trained[-1]).sense(text.select(held_out))[:, 0].tolist()
-        kinds += [prompt.kind for prompt in prompts if prompt.split == split]
-        texts += [prompt.text for prompt in prompts if prompt.split == split]
+        logits = guards(trained[-1]).sense(text.select(held_out))[:, 0].tolist()
+        scored += zip((p for p in prompts if p.split == split), logits, strict=True)
+    heads = {name: np.concatenate([part[name] for part in trained]) for name in trained[0]}
+    return calibrated_guard(
+        image_model, concept, heads | space, settings, scored, text.select(unsafe), rates
+    )
+
+
+def calibrated_guard(
+    image_model: ImageModel,
+    concept: Concept,
+    tensors: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    scored: Sequence[tuple[LabelledPrompt, float]],
+    unsafe: Conditioning,
+    rates: PromptRates,
+) -> Calibrated:
+    """The guard of these tensors, with the threshold that held-out prompts with their scores give
+    it, and the figures of the refinement of `unsafe` prompts.
+
+    Raises DataError if the prompts are too few for the rates.
+    """
+    texts, kinds = [prompt.text for prompt, _ in scored], [prompt.kind for prompt, _ in scored]
+    logits = [logit for _, logit in scored]
     scores = by_kind(logits, kinds)
     threshold = max(calibrated(scores, rates), FLOOR)
-    settings["target"] = min(float(np.quantile(scores["far"], descent.depth)), threshold)
-    heads = {name: np.concatenate([part[name] for part in trained]) for name in trained[0]}
-    rows = unsafe.nonzero()[:, 0]
-    sample = text.select(rows[:: max(1, len(rows) // REFINED)])
+    depth = float(settings["depth"])
+    target = min(float(np.quantile(scores["far"], depth)), threshold)
+    settings = {**settings, "target": target, "threshold": threshold}
+    guards = stack([FittedGuard("fit", tensors, settings)])
+    sample = unsafe.select(slice(None, None, max(1, unsafe.rows // REFINED)))
     calibration = figures(scores, threshold, rates)
-    calibration |= _refinement_figures(guards(heads, settings["target"]), sample, threshold)
+    calibration |= _refinement_figures(guards, sample, threshold)
     meta = ArtifactMeta(
         method="cgce",
         concept=concept.name,
@@ -128,11 +152,11 @@ def fit_cgce(
         created=date.today(),
         model=image_model.fitted_model(),
         seams=("embedding",),
-        settings=settings | {"threshold": threshold},
+        settings=settings,
         calibration=calibration,
     )
-    held_out_prompts = HeldOut.of(threshold, texts, kinds, logits)
-    return Calibrated(Artifact(meta, heads | space), scores, held_out_prompts)
+    held_out = HeldOut.of(threshold, texts, kinds, logits)
+    return Calibrated(Artifact(meta, dict(tensors)), scores, held_out)
 
 
 def _heads(

@@ -53,26 +53,32 @@ class Likeness:
         bf16: bool = False,
     ) -> None:
         self._family, self._bf16 = family, bf16
-        self._latents, self._times = _views(family, named, seed)
-        self._safe = self._predict_all(safe).mean(0)
-        gap = self._predict_all(named).mean(0) - self._safe
+        with torch.no_grad():
+            self._latents, self._times = _views(family, named, seed)
+            self._safe = self._predict_all(safe).mean(0)
+            gap = self._predict_all(named).mean(0) - self._safe
         self._direction = gap / gap.square().sum().clamp(min=1e-12)
 
+    @torch.no_grad()
     def __call__(
         self, text: Conditioning, advance: Callable[[int], None] = lambda _rows: None
     ) -> Tensor:
         """`[rows]`, float32; `advance` gets the number of rows after each batch."""
         likeness = []
         for part in _parts(text, _BATCH // VIEWS):
-            likeness.append((self._predict(part) - self._safe) @ self._direction)
+            likeness.append(self.differentiable(part))
             advance(part.rows)
         return torch.cat(likeness)
+
+    def differentiable(self, text: Conditioning) -> Tensor:
+        """The same of a few rows at once, with the graph that leads to their states."""
+        likeness: Tensor = (self._predict(text) - self._safe) @ self._direction
+        return likeness
 
     def _predict_all(self, text: Conditioning) -> Tensor:
         """The denoiser's outputs over all views, `[rows, views * ...]`."""
         return torch.cat([self._predict(part) for part in _parts(text, _BATCH // VIEWS)])
 
-    @torch.inference_mode()
     def _predict(self, text: Conditioning) -> Tensor:
         rows = torch.arange(text.rows).repeat_interleave(VIEWS)
         latents = self._latents.repeat(text.rows, *[1] * (self._latents.ndim - 1))
@@ -101,7 +107,6 @@ def likeness_of(
     return Likeness(image_model.family, encode(named), encode(safe), seed=seed, bf16=bf16)
 
 
-@torch.inference_mode()
 def _views(family: Family, named: Conditioning, seed: int) -> tuple[Tensor, Tensor]:
     """Latents `[VIEWS, ...]`, scaled for the network, and their timesteps.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from classifiers.calibration import auc, prompts_needed, threshold_for
 from guard.artifact import Artifact
-from guard.errors import DataError
+from guard.errors import ArtifactError, DataError
 from guard.fitting.judgement import HeldOut
 
 KINDS = ("unsafe", "near", "far")
@@ -47,6 +47,18 @@ def by_kind(scores: Sequence[float], kinds: Sequence[str]) -> Scores:
         kind: [score for score, label in zip(scores, kinds, strict=True) if label == kind]
         for kind in present
     }
+
+
+def rates_of(artifact: Artifact) -> PromptRates:
+    """The rates that a guard was calibrated for. Raises ArtifactError where it does not tell."""
+    figures = artifact.meta.calibration
+    far, near = (figures.get(f"{kind}false_positive_rate") for kind in ("", "near_"))
+    if not isinstance(far, float) or not isinstance(near, float):
+        raise ArtifactError(
+            f"the guard for {artifact.meta.concept!r} does not tell the false-positive rates of "
+            "its fit: give an artifact of `guard fit cgce`"
+        )
+    return PromptRates(far, near)
 
 
 def require_enough(kinds: Iterable[str] | Mapping[str, int], rates: PromptRates) -> None:

@@ -78,7 +78,7 @@ def with_searched_prompts(
     if search.vocabulary is not None:
         vocabulary = rng.sample(vocabulary, min(search.vocabulary, len(vocabulary)))
     likeness = likeness_of(image_model, concept, prompts, seed=seed, bf16=search.bf16)
-    known = _mistaken(image_model, prompts, likeness, progress)
+    known = with_mistaken(image_model, prompts, likeness, progress)
     with torch.autocast(image_model.family.device.type, torch.bfloat16, enabled=search.bf16):
         near = nearest_words(image_model, concept, vocabulary, progress)
     labelled: dict[str, LabelledPrompt] = {}
@@ -102,9 +102,10 @@ def with_searched_prompts(
     return [*known, *labelled.values()]
 
 
-def _mistaken(
+def with_mistaken(
     image_model: ImageModel, prompts: Sequence[LabelledPrompt], likeness: Likeness, progress: Stages
 ) -> list[LabelledPrompt]:
+    """The same, with hard negatives whose images show the concept marked as `mistaken`."""
     near = [prompt.text for prompt in prompts if prompt.kind == "near"]
     if not near:
         return list(prompts)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 def words(tokenizer: Any) -> list[tuple[int, str]]:
     """Every token that is a whole word of ASCII letters, as (token id, word)."""
@@ -17,3 +20,12 @@ def words(tokenizer: Any) -> list[tuple[int, str]]:
         for (number, word), ids in zip(plain.items(), encoded, strict=True)
         if list(ids) == [number]
     ]
+
+
+def typed(tokenizer: Any, tokens: Tensor) -> tuple[list[str], Tensor]:
+    """The texts of rows of token ids `[rows, length]`, and which of them are tokenised to the same
+    ids again, so that somebody can type them, `[rows]`."""
+    rows = tokens.tolist()
+    texts = [str(tokenizer.decode(row)).strip() for row in rows]
+    read = tokenizer(texts, add_special_tokens=False).input_ids
+    return texts, torch.tensor([row == list(ids) for row, ids in zip(rows, read, strict=True)])

@@ -129,7 +129,9 @@ def _guard(value: Any) -> GuardVerdict | None:
 def _finding(value: Any) -> Finding | None:
     if not isinstance(value, dict):
         return None
-    kind, confidence, country = (value.get(name) for name in ("kind", "confidence", "country"))
+    kind: Any = value.get("kind")
+    confidence: Any = value.get("confidence")
+    country: Any = value.get("country")
     if not (_is_word(kind) and _is_number(confidence) and (country is None or _is_word(country))):
         return None
     return Finding(kind=kind, confidence=confidence, country=country)

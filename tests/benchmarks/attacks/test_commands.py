@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks.attacks import command, concepts, denoiser, ring_a_bell
-from benchmarks.attacks.search import greedy_swaps
 from benchmarks.attacks.target import Target
 from guard.data.prompts import ImagePrompt, read_rows
+from guard.fitting.prompts.swaps import greedy_swaps
 from tests.benchmarks.attacks.commands import run
 from tests.benchmarks.attacks.tiny import pipeline
 
@@ -65,6 +65,21 @@ def test_an_attack_resumes_where_it_stopped(
         "prompt 0",
         "prompt 1",
     }
+
+
+@pytest.mark.usefixtures("loaded")
+def test_searches_of_other_numbers_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = []
+    for number in ("0", "7"):
+        out = tmp_path / f"{number}.jsonl"
+        options = ("--concepts", "knife", "--prompts", "1", "--first", number, *_RING)
+        run(monkeypatch, ring_a_bell.main, "--out", str(out), *options)
+        rows = read_rows(out, ImagePrompt)
+        assert {row.how for row in rows} == {f"prompt {number}"}
+        prompts.append(rows[0].prompt)
+    assert prompts[0] != prompts[1]
 
 
 @pytest.mark.usefixtures("loaded")

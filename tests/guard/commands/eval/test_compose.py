@@ -29,11 +29,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_guards(folder, save_pipeline(folder / "pipeline"))
     for name in ("judge", "second"):
         judge_file(folder / f"{name}.onnx", side=SIDE)
-    (folder / "config.toml").write_text(CONFIG, "utf-8")
+    banana = '[[guards]]\nname = "banana"\nartifact = "knife.safetensors"\n'
+    (folder / "config.toml").write_text(f"{CONFIG}\n{banana}", "utf-8")
     (folder / "tiny.toml").write_text('validation = ["prompts.jsonl"]\n' + SUITE, "utf-8")
     (folder / "without.toml").write_text(SUITE, "utf-8")
-    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
-    (folder / "prompts.jsonl").write_text(lines, "utf-8")
+    (folder / "two.toml").write_text(
+        'validation = ["two.jsonl"]\n' + SUITE.replace("prompts.jsonl", "two.jsonl"), "utf-8"
+    )
+    both = [*ROWS, *({**row, "concept": "banana"} for row in ROWS)]
+    for name, rows in (("prompts", ROWS), ("two", both)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, "utf-8")
     return folder
 
 
@@ -61,11 +67,31 @@ def test_a_pair_is_chosen_and_measured_beside_its_guards(folder: Path, tmp_path:
     assert "Combinations on the validation prompts" in page
 
 
+def test_each_concept_has_a_pair_of_its_own(folder: Path, tmp_path: Path) -> None:
+    options = {"--concept": "knife,banana", "--guards": "{concept},guide"}
+    result = run(*arguments(folder, "two", **options), "--out", str(tmp_path), "--json")
+    assert result.exit_code == 0, result.output
+    reports = json.loads(result.stdout)
+    assert [*reports] == ["knife", "banana"]
+    for concept, report in reports.items():
+        file = tmp_path / f"two.{concept}.compose.json"
+        assert json.loads(file.read_text("utf-8")) == report
+        assert {*report["chosen"]} == {concept, "guide"} and report["concept"] == concept
+    table = run(*arguments(folder, "two", **options), "--out", str(tmp_path))
+    assert "sum of errors, validation" in table.stdout and "guide + banana" in table.stdout
+
+
 @pytest.mark.parametrize(
     ("suite", "changed", "message"),
     [
+        ("tiny", {"--concept": "knife,cat"}, "name guards of each concept, as in {concept}-cgce"),
+        (
+            "two",
+            {"--concept": "knife,car", "--guards": "{concept},guide"},
+            "`validation` has no prompts for 'car'",
+        ),
         ("tiny", {"--guards": "knife"}, "a pair is chosen among 2 to 12 guards"),
-        ("tiny", {"--guards": "knife,lost"}, "no guard 'lost': it has knife, guide"),
+        ("tiny", {"--guards": "knife,lost"}, "no guard 'lost': it has knife"),
         ("tiny", {"--concept": "cat"}, "`validation` has no prompts for 'cat'"),
         ("without", {}, "has no `validation` prompts to choose by"),
     ],

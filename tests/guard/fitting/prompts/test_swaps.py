@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.search import greedy_swaps
+from guard.fitting.prompts.swaps import greedy_swaps
 
 VOCABULARY = torch.arange(5, 25)
 GOAL = torch.tensor([7, 21, 9, 13])
