@@ -43,17 +43,19 @@ def people(count: int, seed: int) -> list[str]:
 
 
 def misspelt(name: str, rng: random.Random) -> str:
-    """A name with one typing error in a letter behind the first."""
+    """A name with one typing error behind its first letter."""
     place = rng.randrange(1, len(name) - 1)
-    letter = rng.choice(string.ascii_lowercase)
-    kind = rng.randrange(4)
-    if kind == 0:
-        return name[:place] + name[place + 1 :]
-    if kind == 1:
-        return name[:place] + letter + name[place:]
-    if kind == 2:
-        return name[:place] + letter + name[place + 1 :]
-    return name[:place] + name[place + 1] + name[place] + name[place + 2 :]
+    before, letter, after = name[:place], name[place], name[place + 1 :]
+    other = rng.choice(string.ascii_lowercase)
+    changed = rng.choice(
+        (
+            before + after,
+            before + other + letter + after,
+            before + other + after,
+            before + after[0] + letter + after[1:],
+        )
+    )
+    return changed if changed != name else misspelt(name, rng)
 
 
 def list_of(names: Sequence[str], *, typos: bool) -> PatternSet:
