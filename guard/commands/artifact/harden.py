@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from guard.artifact import Artifact
 from guard.commands.fit.images.output import finish
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
+_NO_GAIN = (
+    "no round let less through than the guard did before: it is written as it was. More --prompts "
+    "a round may help; a guard that reads images (latents, irece) behind it needs no words"
+)
 _TRIALS = {"rounds": "rounds of attack and training"}
 
 
@@ -87,7 +92,8 @@ def harden(
 ) -> None:
     """Harden a CGCE guard: search what evades it, train its classifiers on that, search again.
 
-    Keeps the false-positive rates of the fit. A run that was killed goes on when it is repeated.
+    Keeps the false-positive rates of the fit. The guard that let least through is written, which
+    may be the one given. A run that was killed goes on when it is repeated.
     """
     require_artifact_name(out)
     if out.resolve() == artifact.resolve():
@@ -146,6 +152,9 @@ def harden(
     took = time.monotonic() - started
     finish(hardened, concept, out, took, as_json=as_json, trials=_TRIALS)
     kept.clear()
+    calibration = hardened.artifact.meta.calibration
+    if not as_json and rounds and calibration["came_through"] and not calibration["best_round"]:
+        Console().print(_NO_GAIN, markup=False, highlight=False, soft_wrap=True)
 
 
 def _judged(

@@ -128,7 +128,8 @@ def harden(
     progress: Stages,
 ) -> Calibrated:
     """The hardened guard; its calibration has a row of each round under `rounds`, and under
-    `came_through` the share of the last search's successes, from which it has not learned.
+    `came_through` the share of successes of the search through this guard, that of `best_round`;
+    in round 0 it is the guard as it was.
 
     `prompts` are those of the guard's own fit, in the same folds: each classifier is calibrated on
     the fold that it has not learned. Finished rounds are `kept`.
@@ -158,7 +159,7 @@ def harden(
         return calibrated_guard(image_model, concept, tensors, settings, scored, unsafe, rates)
 
     fitted, rounds = calibrated(tensors), list[dict[str, Any]]()
-    best, least = fitted, float("inf")
+    best, least, best_round = fitted, float("inf"), 0
     for number in range(hardening.rounds + 1):
         score, limit = _decision(fitted.artifact)
         searching = partial(
@@ -176,7 +177,7 @@ def harden(
         searched = Searched(**found)
         rounds.append(_row(number, searched, fitted))
         if searched.found < least:
-            best, least = fitted, searched.found
+            best, least, best_round = fitted, searched.found, number
         if number == hardening.rounds or searched.found <= hardening.until * searched.searches:
             break
         if not number:
@@ -191,6 +192,7 @@ def harden(
     calibration = {
         **meta.calibration,
         "came_through": least / searched.searches,
+        "best_round": best_round,
         "hardened_from": artifact.digest,
         "rounds": rounds,
     }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from classifiers.heads import Heads
 from classifiers.training import Recipe
 from guard.artifact import Artifact
 from guard.errors import ArtifactError, DataError, FingerprintError
@@ -30,12 +31,12 @@ from tests.guard.fitting.prompts.test_search import CONCEPT
 from tests.server.tiny_pipeline import save_pipeline
 
 RATES = PromptRates(0.1, 0.1)
-RECIPE = Recipe(hidden=8, steps=120, batch=32, rate=1e-2)
+RECIPE = Recipe(hidden=8, steps=80, batch=32, rate=1e-2)
 HARDENING = Hardening(
     rounds=2,
     until=0.0,
     noise=40,
-    recipe=replace(RECIPE, steps=60),
+    recipe=replace(RECIPE, steps=40),
     attack=Attack(prompts=4, words=3, steps=8, candidates=8, length=3, vectors=2),
 )
 
@@ -53,7 +54,7 @@ def prompts() -> list[LabelledPrompt]:
         LabelledPrompt(
             f"{word} x{i}", kind, f"fold {i % 2}", f"cat x{i}" if kind == "unsafe" else ""
         )
-        for i in range(80)
+        for i in range(48)
         for kind, word in words.items()
     ]
 
@@ -126,9 +127,11 @@ def test_what_came_through_fires_afterwards(
     meta = fit.artifact.meta
     assert meta.calibration["far_fired"] <= RATES.far  # type: ignore[operator]
     assert meta.calibration["near_fired"] <= RATES.near  # type: ignore[operator]
-    last = rounds(fit)[-1]
-    found = last["prompts_through"] + last["words_through"]
-    assert meta.calibration["came_through"] == found / last["searches"]
+    through = [row["prompts_through"] + row["words_through"] for row in rounds(fit)]
+    assert meta.calibration["came_through"] == min(through) / first["searches"]
+    # the guard is that of the round that let least through
+    assert meta.calibration["best_round"] == through.index(min(through)) > 0
+    assert meta.settings["threshold"] == rounds(fit)[through.index(min(through))]["threshold"]
     assert meta.calibration["hardened_from"] == fitted.digest
     assert meta.model.fingerprint == fitted.meta.model.fingerprint
 
@@ -196,6 +199,20 @@ def test_an_attack_counts_only_if_the_judge_sees_the_concept(
     found = without["prompts_through"] + without["words_through"]
     assert judge.seen >= found > 1
     assert row["prompts_through"] + row["words_through"] == judge.seen // 2
+
+
+def test_a_guard_that_gets_no_better_stays_as_it_was(
+    image_model: ImageModel, fitted: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worse(heads: Heads) -> Heads:
+        return replace(heads, out_bias=heads.out_bias - 100)
+
+    train = module.train_heads
+    monkeypatch.setattr(module, "train_heads", lambda *a, **how: worse(train(*a, **how)))
+    fit = hardened(image_model, fitted, hardening=replace(HARDENING, rounds=1))
+    assert len(rounds(fit)) == 2 and fit.artifact.meta.calibration["best_round"] == 0
+    for name, values in fit.artifact.tensors.items():
+        assert np.array_equal(values, fitted.tensors[name])
 
 
 def test_attacks_are_a_share_of_every_batch(image_model: ImageModel) -> None:
