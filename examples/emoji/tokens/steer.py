@@ -41,7 +41,7 @@ from steering.methods.steer import SteerGuard, bank_of
 JUDGE = Path("examples/emoji/judge-first.onnx")
 RATES = GateRates(far=0.02, near=0.1)
 PAIRS, TRIED = 48, 32
-STRENGTHS = (2.0, 4.0, 8.0)
+STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def fit(model: TokenImageModel, concept: str, out: Path) -> None:
     trials = Trials(model, concept, gate, Judge(JUDGE))
     bare = trials.bare()
     first = max(gate.sense_layers)
-    layers = ((first,), tuple(range(first, chat.depth)))
+    layers = ((first,), (chat.depth - 1,), tuple(range(first, chat.depth)))
     found = [
         trials.steered(away, *setting)
         for setting in itertools.product(layers, (count // 4, count), STRENGTHS)
