@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from classifiers.training import Recipe
 from guard.artifact import Artifact
 from tests.guard.commands.fit.images.concept_fits import CONCEPT
 from tests.guard.commands.running import run
@@ -18,18 +20,8 @@ FIT = ("--count", "100", "--folds", "2")
 """What the fit and the hardening have in common."""
 RATES = ("--fpr", "0.1", "--near-fpr", "0.3")
 SHORT = (
-    "--rounds",
-    "1",
-    "--prompts",
-    "2",
-    "--words",
-    "1",
-    "--steps",
-    "1",
-    "--until",
-    "0",
-    "--length",
-    "4",
+    *("--rounds", "1", "--prompts", "2", "--words", "1"),
+    *("--steps", "1", "--until", "0", "--length", "4"),
 )
 
 
@@ -41,10 +33,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "knife.json").write_text(json.dumps(CONCEPT))
     other = {**CONCEPT, "name": "object/dagger"}
     (folder / "dagger.json").write_text(json.dumps(other))
-    fitted = run(
-        *("fit", "cgce", "--model", folder / "model", "--concept-file", folder / "knife.json"),
-        *("--out", folder / "knife.safetensors", "--rounds", "0", *FIT, *RATES),
-    )
+    # a short fit does
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("classifiers.training.Recipe", partial(Recipe, steps=80))
+        fitted = run(
+            *("fit", "cgce", "--model", folder / "model", "--concept-file", folder / "knife.json"),
+            *("--out", folder / "knife.safetensors", "--rounds", "0", *FIT, *RATES),
+        )
     assert fitted.exit_code == 0, fitted.output
     return folder
 
@@ -75,7 +70,8 @@ def test_a_judge_says_which_attacks_count(folder: Path) -> None:
     options = ("--judge", judge, "--image-steps", "1", "--guidance", "1")
     result = harden(folder, *SHORT, *FIT, *options, out="judged")
     assert result.exit_code == 0, result.output
-    (row, *_) = Artifact.load(folder / "judged.safetensors").meta.calibration["rounds"]  # type: ignore[misc]
+    rounds: Any = Artifact.load(folder / "judged.safetensors").meta.calibration["rounds"]
+    row = rounds[0]
     assert row["prompts_through"] == row["words_through"] == 0
 
 

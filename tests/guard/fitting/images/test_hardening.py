@@ -217,15 +217,21 @@ def test_a_guard_that_gets_no_better_stays_as_it_was(
 
 def test_attacks_are_a_share_of_every_batch(image_model: ImageModel) -> None:
     lesson = module._Lesson(prompts(), image_model.encode([p.text for p in prompts()]))
-    found = {"searches": 2, "prompts": ["blade"], "words": [], "unsafe": [], "safe": ["a cat"]}
-    lesson.add(image_model, Searched(**found), 0)  # type: ignore[arg-type]
+    found: dict[str, Any] = {
+        "searches": 2,
+        "prompts": ["blade"],
+        "words": [],
+        "unsafe": [],
+        "safe": ["a cat"],
+    }
+    lesson.add(image_model, Searched(**found), 0)
     weights, unsafe = lesson.weights(0.25, most=100.0), lesson.unsafe
     assert [p.kind for p in lesson.prompts[-2:]] == ["drawn", "undrawn"]
     for side, row in ((unsafe, -2), (~unsafe, -1)):
         assert float(weights[row] / weights[side].sum()) == pytest.approx(0.25)
     # few attacks are not learned by heart
     assert lesson.weights(0.25, most=3.0)[-2:].tolist() == [3.0, 3.0]
-    lesson.add(image_model, Searched(**{**found, "prompts": ["a dog"]}), None)  # type: ignore[arg-type]
+    lesson.add(image_model, Searched(**{**found, "prompts": ["a dog"]}), None)
     assert lesson.weights(0.25, most=3.0)[-4:].tolist() == [3.0, 3.0, 1.0, 1.0]
 
 
