@@ -138,6 +138,8 @@ def _replacement(guard: FittedGuard) -> int:
 
 def standing_out(maps: Tensor) -> Tensor:
     """Each map `[maps, ...]` in standard deviations from its mean; a flat map becomes zero."""
+    if not len(maps):
+        return maps  # of which torch would warn that they have no deviation
     flat = maps.flatten(1)
     spread = flat.std(1, correction=0, keepdim=True).clamp(min=1e-6)
     return ((flat - flat.mean(1, keepdim=True)) / spread).view_as(maps)

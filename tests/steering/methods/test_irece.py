@@ -122,6 +122,11 @@ def test_maps_are_compared_as_deviations() -> None:
     assert (standing_out(torch.full((1, 5, 5), 3.0)) == 0).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_maps_are_none_without_a_warning() -> None:
+    assert standing_out(torch.zeros(0, 5, 5)).shape == (0, 5, 5)
+
+
 def test_a_mask_rises_from_the_median_and_a_flat_map_has_none() -> None:
     ramp = torch.arange(100.0).view(1, 10, 10)
     share = mask_of(ramp, torch.tensor([0.5])).mean()
