@@ -56,6 +56,10 @@ def gravest(outcomes: Iterable[Outcome]) -> Outcome:
     return max(outcomes, key=_GRAVITY.index, default="pass")
 
 
+MOST_FINDINGS = 16
+"""Of a guard in a verdict: a list of the user's own may have any number of labels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A kind of text that patterns have found: their label, the largest confidence of it, and the

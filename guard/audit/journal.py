@@ -82,7 +82,8 @@ class Journal:
         self._halves: list[Half] = []
         self._file: Path | None = None
         self._descriptor, self._begun = -1, False
-        _journals.add(self)
+        with _forking:
+            _journals.add(self)
 
     def put(self, line: bytes) -> Place | None:
         """Keep a line until it is `done`; gives its place, or None where there is no room."""

@@ -7,12 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from guard.plans.screens import Screen, TextPlan, TextScreen
-from guard.verdict import OUTCOMES, Finding, GuardVerdict, Outcome, gravest
+from guard.verdict import MOST_FINDINGS, OUTCOMES, Finding, GuardVerdict, Outcome, gravest
 from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.spans import Span
-
-_MOST_FINDINGS = 16
-"""Of a guard in a verdict: a list of the user's own may have any number of labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,7 @@ class _Best:
     def add(self, spans: Iterable[Span]) -> None:
         for span in spans:
             key = (span.label, span.country)
-            if key in self.found or len(self.found) < _MOST_FINDINGS:
+            if key in self.found or len(self.found) < MOST_FINDINGS:
                 self.found[key] = max(self.found.get(key, 0.0), span.confidence)
 
 

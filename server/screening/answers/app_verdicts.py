@@ -9,12 +9,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from guard.verdict import Finding, GuardVerdict, Outcome, VerdictDetail, gravest, shown
+from guard.verdict import (
+    MOST_FINDINGS,
+    Finding,
+    GuardVerdict,
+    Outcome,
+    VerdictDetail,
+    gravest,
+    shown,
+)
 
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 _WORD = re.compile(r"[\w.:/@+\[\]-]{0,160}", re.ASCII)
 _MAX_GUARDS = 1000
-_MAX_FINDINGS = 16
 _REASON = "could not be applied by the app behind these screens"
 """Stands for the app's own reason, which is a free text."""
 _TEXTS = ("guard", "concept", "method", "action", "place")
@@ -118,7 +125,7 @@ def _guard(value: Any) -> GuardVerdict | None:
     if value.get("error") is not None:
         known["error"] = _REASON
     if isinstance(findings := value.get("findings"), list):
-        read = map(_finding, findings[:_MAX_FINDINGS])
+        read = map(_finding, findings[:MOST_FINDINGS])
         known["findings"] = tuple(finding for finding in read if finding is not None)
     try:
         return GuardVerdict(**{"score": None, **known})
